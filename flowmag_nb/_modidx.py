@@ -5,4 +5,11 @@ d = { 'settings': { 'branch': 'main',
                 'doc_host': 'https://example.org',
                 'git_url': 'https://example.org/flowmag_nb',
                 'lib_path': 'flowmag_nb'},
-  'syms': {}}
+  'syms': { 'flowmag_nb.paths': { 'flowmag_nb.paths._package_dir': ('core/paths.html#_package_dir', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths._work_dir': ('core/paths.html#_work_dir', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths.cache_dir': ('core/paths.html#cache_dir', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths.data_dir': ('core/paths.html#data_dir', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths.figures_dir': ('core/paths.html#figures_dir', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths.project_root': ('core/paths.html#project_root', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths.reports_dir': ('core/paths.html#reports_dir', 'flowmag_nb/paths.py'),
+                                  'flowmag_nb.paths.sample_clip': ('core/paths.html#sample_clip', 'flowmag_nb/paths.py')}}}
