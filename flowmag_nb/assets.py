@@ -109,45 +109,46 @@ def _find(file, mirror):
     places = [folder/file.path for folder in (mirror_dir(mirror), cache_dir()) if folder]
     return next((p for p in places if p.is_file()), None)
 
-# %% ../nbs/core/01_assets.ipynb #4e7adacb
+# %% ../nbs/core/01_assets.ipynb #f2b768db
 def _by_hand(name, file, why):
     "The error for a file that has to be brought by a person"
     url, _, member = file.url.partition('#')
     what = f"download {url}" + (f", unpack {member} from it" if member else "")
     return FileNotFoundError(f"{name}: {why}; {what} and save it as {cache_dir()/file.path}, or as {file.path} in a mirror folder (FLOWMAG_NB_MIRROR)")
 
-def _fetch(url, folder):
+def _fetch(url, folder, progress):
     "Download `url`, take the member named after `#` out of the archive, give the file's path"
     import pooch
     url, _, member = url.partition('#')
     got = folder/'download'
-    pooch.HTTPDownloader(progressbar=True, timeout=60)(url, str(got), None)
+    pooch.HTTPDownloader(progressbar=progress, timeout=60)(url, str(got), None)
     if not member: return got
     with ZipFile(got) as archive: return Path(archive.extract(member, folder))
 
-def _download(name, file):
+def _download(name, file, progress):
     "Bring `file` into the cache and give its path"
     if file.url.startswith('https://drive.google.com/'): raise _by_hand(name, file, "Google Drive does not hand it to programs")
     target = cache_dir()/file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.') as folder:
-        try: got = _fetch(file.url, Path(folder))
+        try: got = _fetch(file.url, Path(folder), progress)
         except (OSError, KeyError, BadZipFile) as e: raise _by_hand(name, file, f"the download failed ({type(e).__name__})") from e
         _check(got, file, name)
         shutil.move(got, target)
     return target
 
-# %% ../nbs/core/01_assets.ipynb #e1a098f6
+# %% ../nbs/core/01_assets.ipynb #0eaa7af1
 def asset_path(
     name:str,                  # as listed by `list_assets`
     mirror:str|Path|None=None, # folder to look in first; default `$FLOWMAG_NB_MIRROR`
+    progress:bool=True,        # show a bar while downloading
 )->Path: # the file, or the folder of an asset with several
     "Find an asset in the mirror or the cache, or download it; its checksum is verified either way."
     asset = get_asset(name)
     for file in asset.files:
         found = _find(file, mirror)
         if found: _check(found, file, name)
-        else: found = _download(name, file)
+        else: found = _download(name, file, progress)
     depth = len(Path(file.path).parts) - len(Path(asset.path).parts)
     return found if depth==0 else found.parents[depth-1]
 
