@@ -91,14 +91,13 @@ def to_srgb(
     light = np.clip(light, 0, 1)
     return np.where(light <= .0031308, 12.92*light, 1.055*light**(1/2.4) - .055)
 
-# %% ../nbs/core/11_synthetic.ipynb #e94a092b
+# %% ../nbs/core/11_synthetic.ipynb #f500363c
 def coverage(
     distance:np.ndarray, # signed distance in px, negative inside
-    edge:float=.25,      # px over which opacity falls from 1 to 0
+    edge:float=.25,      # px over which opacity falls from 1 to 0, a multiple of the sample spacing
 )->np.ndarray: # same shape, in [0,1]
     "Opacity of a shape, from the signed distance to its outline."
-    t = np.clip(.5 - distance/edge, 0, 1)
-    return t*t*(3 - 2*t)
+    return np.clip(.5 - distance/edge, 0, 1)
 
 def box_distance(x, y, left, top, right, bottom, radius=0.):
     "Signed distance to a rectangle with rounded corners, all in px"
