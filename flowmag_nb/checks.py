@@ -85,8 +85,8 @@ def read_notebooks(
     files = sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
     return [read_notebook(p, root) for p in files]
 
-# %% ../nbs/core/21_checks.ipynb #80d79d7b
-_REDO = "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()"
+# %% ../nbs/core/21_checks.ipynb #2ff07809
+_REDO = "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; [redo() for redo in (nbdev_clean, nbdev_export)]"
 
 def _texts(folder, patterns):
     "Contents of the files below `folder` that match, by relative path"
@@ -210,7 +210,7 @@ def check_machine(
             for path in _MACHINE.findall(text):
                 yield Finding('error', notebook.path, 'machine', f"{where} holds {path}; ask flowmag_nb.paths, or show less")
 
-# %% ../nbs/core/21_checks.ipynb #a4334c25
+# %% ../nbs/core/21_checks.ipynb #45a2d8d2
 _LIMITS = dict(cells=80, lines=400, kB=500, body=40)
 
 def _lines(source):
@@ -220,26 +220,24 @@ def _lines(source):
 def _too_long(notebook):
     "Each exported cell and function above the limit, in words"
     for cell in (c for c in notebook.cells if c.exported):
-        if _lines(cell.source) > _LIMITS['body']: yield f"exported cell {cell.source.splitlines()[1][:40]!r} has {_lines(cell.source)} lines"
+        if _lines(cell.source) > _LIMITS['body']: yield f"exported cell {cell.source.splitlines()[1][:40]!r} has {_lines(cell.source)} lines; at most {_LIMITS['body']}"
         for f in ast.walk(cell.tree):
             if isinstance(f, ast.FunctionDef) and f.end_lineno - f.lineno >= _LIMITS['body']:
-                yield f"function {f.name} has {f.end_lineno - f.lineno + 1} lines"
+                yield f"function {f.name} has {f.end_lineno - f.lineno + 1} lines; at most {_LIMITS['body']}"
 
 def _heavy(notebook):
     "Stored outputs that belong to a player or a widget, in words"
     for out in (o for c in notebook.cells for o in c.outputs):
         for mime, content in out.get('data', {}).items():
-            if 'widget' in mime or mime.startswith('video/') or '<video' in ''.join(content): yield f"a stored output is a {mime} player or widget"
+            if 'widget' in mime or mime.startswith('video/') or '<video' in ''.join(content): yield f"a stored output is a {mime} player or widget; show a picture"
 
 def check_size(
     notebook:Notebook,
 )->Iterator[Finding]:
     "Warn when a notebook, cell or function outgrows what reads well."
     sizes = dict(cells=len(notebook.cells), lines=sum(_lines(c.source) for c in notebook.cells if c.kind=='code'), kB=notebook.bytes//1000)
-    over = [f"{sizes[k]} {k.replace('lines', 'code lines')}" for k in sizes if sizes[k] > _LIMITS[k]]
-    for what in [*over, *_too_long(notebook), *_heavy(notebook)]:
-        yield Finding('warning', notebook.path, 'size', f"{what}; at most {_LIMITS['cells']} cells, {_LIMITS['lines']} code lines, {_LIMITS['kB']} kB, "
-                      f"{_LIMITS['body']} lines in an exported cell, no player or widget")
+    over = [f"has {sizes[k]} {k.replace('lines', 'code lines')}; at most {_LIMITS[k]}, so split it" for k in sizes if sizes[k] > _LIMITS[k]]
+    for what in [*over, *_too_long(notebook), *_heavy(notebook)]: yield Finding('warning', notebook.path, 'size', what)
 
 # %% ../nbs/core/21_checks.ipynb #64ccc767
 def check_project(
