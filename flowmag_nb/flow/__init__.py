@@ -98,11 +98,13 @@ class Registry:
         "Build `name`, ready to use."
         return self.builder(name)(weights=weights, **options).to(device or "cpu").eval()
 
-# %% ../../nbs/core/04_flow/base.ipynb #c98e5025
+# %% ../../nbs/core/04_flow/base.ipynb #5dc1915c
 FLOW_NETS = Registry("FlowNet")
 register_flow, flow_names, load_flow = FLOW_NETS.register, FLOW_NETS.names, FLOW_NETS.load
 
 register_flow("clg", "flowmag_nb.flow.clg:CLG", "weight-free combined local-global solver, sub-pixel, differentiable")
+register_flow("raft-small", "flowmag_nb.flow.raft:raft_small", "RAFT with 1 M weights, the package's usual judge")
+register_flow("raft-large", "flowmag_nb.flow.raft:raft_large", "RAFT as FlowMag trains through and measures with")
 
 # %% ../../nbs/core/04_flow/base.ipynb #61b5aae6
 def read_state(

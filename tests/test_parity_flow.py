@@ -1,0 +1,106 @@
+"""The flow networks compute what the published implementations compute, from files in the published layouts."""
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowmag_nb.flow import load_flow
+
+SHARED = Path(__file__).resolve().parents[1].parent/"shared"
+ASSETS = Path(os.environ.get("FLOWMAG_NB_MIRROR") or SHARED/"assets")
+PARITY = next((p for p in (ASSETS.parent/"parity", SHARED/"parity") if p.is_dir()), None)
+
+needs_parity = pytest.mark.skipif(PARITY is None, reason="no parity fixtures beside the mirror (FLOWMAG_NB_MIRROR/../parity)")
+needs_mirror = pytest.mark.skipif(not (ASSETS/"flow").is_dir(), reason="no mirror of the assets (FLOWMAG_NB_MIRROR)")
+
+# fixture, name in load_flow, prefix of the published file's keys, options, output, tolerance in px
+CASES = [("raft_small", "raft-small", "module.", dict(iterations=5), "flow_iters5", 1e-3),
+         ("raft_small", "raft-small", "", dict(iterations=20), "flow_iters20", 1e-2),
+         ("raft_large", "raft-large", "module.", dict(iterations=5), "flow_iters5", 1e-3),
+         ("raft_large", "raft-large", "", dict(iterations=20), "flow_iters20", 1e-2)]
+
+
+def fill(key, shape):
+    "The fixtures' pseudo-random weights: a function of the key alone"
+    if key.endswith("num_batches_tracked"): return torch.zeros(shape, dtype=torch.long)
+    n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
+    if key.endswith("running_mean"): n = 0.1*n
+    elif key.endswith("running_var"): n = 1 + 0.2*abs(n)
+    elif key.endswith("bias"): n = 0.05*n
+    elif len(shape) <= 1: n = 1 + 0.1*n
+    else: n = n * math.sqrt(2 / math.prod(shape[1:])) * (0.02 if "flow_head.conv2" in key else 1)
+    return torch.from_numpy(np.asarray(n, np.float32))
+
+
+def published(fixture):
+    return {key: fill(key, shape) for key, shape in json.loads((PARITY/f"{fixture}.keys.json").read_text()).items()}
+
+
+def frames_of(fixture):
+    return [torch.from_numpy(fixture[k]).permute(2, 0, 1)[None].float() / 255 for k in ("frame_a", "frame_b")]
+
+
+def photos(count, size, shift):
+    "Windows of photographs and the same windows `shift` (dx, dy) px further on, each (count, 3, *size)"
+    h, w = size
+    files = sorted((ASSETS/"photos"/"test").glob("*.jpg"))[:count]
+    pictures = [torch.from_numpy(np.array(Image.open(f).convert("RGB"))).permute(2, 0, 1) / 255 for f in files]
+    window = lambda p, dx, dy: p[:, 20+dy:20+dy+h, 20+dx:20+dx+w]
+    return torch.stack([window(p, 0, 0) for p in pictures]), torch.stack([window(p, *shift) for p in pictures])
+
+
+@needs_parity
+@pytest.mark.parametrize("name, net, prefix, options, output, tolerance", CASES, ids=lambda v: str(v))
+def test_published_output(name, net, prefix, options, output, tolerance, tmp_path):
+    torch.save({"state_dict": {prefix + key: value for key, value in published(name).items()}}, tmp_path/"published.pth")
+    fixture = np.load(PARITY/f"{name}.npz")
+    with torch.inference_mode(): flow = load_flow(net, weights=tmp_path/"published.pth", **options)(*frames_of(fixture))
+    assert (flow - torch.from_numpy(fixture[output])).abs().max() <= tolerance
+
+
+@needs_parity
+@needs_mirror
+@pytest.mark.parametrize("net, fixture", sorted({(case[1], case[0]) for case in CASES}))
+@pytest.mark.parametrize("size", [(101, 139), (64, 200)])
+def test_batches_and_sizes(net, fixture, size, tmp_path):
+    torch.save(published(fixture), tmp_path/"published.pth")
+    net = load_flow(net, weights=tmp_path/"published.pth")
+    if hasattr(net, "iterations"): net.iterations = 3
+    first, second = photos(3, size, (2, 1))
+    with torch.inference_mode():
+        together, alone = net(first, second), torch.cat([net(first[i:i+1], second[i:i+1]) for i in range(3)])
+    assert together.shape == (3, 2, *size) and together.isfinite().all()
+    assert (together - alone).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_torchvision_files(size, tmp_path):
+    models = pytest.importorskip("torchvision.models.optical_flow")
+    torch.manual_seed(0)
+    theirs = getattr(models, f"raft_{size}")().eval()
+    theirs.load_state_dict({key: fill(key, value.shape) for key, value in theirs.state_dict().items()})
+    torch.save(theirs.state_dict(), tmp_path/"torchvision.pth")
+    ours = load_flow(f"raft-{size}", weights=tmp_path/"torchvision.pth", iterations=4)
+    frames = torch.rand(2, 1, 3, 136, 160)
+    with torch.inference_mode():
+        assert (ours(*frames) - theirs(*(2*frames - 1), num_flow_updates=4)[-1]).abs().max() <= 1e-3
+
+
+@needs_mirror
+def test_shifts_of_photographs_are_recovered():
+    first, second = photos(12, (256, 256), (8, 0))
+    with torch.inference_mode(): flow = load_flow("raft-small", weights=ASSETS/"flow"/"raft-small.pth")(first, second)
+    inner = flow[..., 16:-16, 16:-16].mean((2, 3))
+    assert (inner - torch.tensor([-8., 0.])).norm(dim=1).max() <= 0.3
+
+
+@needs_mirror
+@pytest.mark.parametrize("net", ["raft-large"])
+def test_another_networks_file_is_refused(net):
+    with pytest.raises(ValueError, match="keys missing"): load_flow(net, weights=ASSETS/"flow"/"raft-small.pth")
