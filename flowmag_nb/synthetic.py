@@ -285,13 +285,13 @@ def _visible(layers, size, supersample=4):
         free = behind
     return np.stack(shares[::-1])
 
-# %% ../nbs/core/11_synthetic.ipynb #323c300f
+# %% ../nbs/core/11_synthetic.ipynb #20a6de45
 def sample_motion(
     path=None, # `.npz` written by `Motion.save`; None: beside the bundled clip
 )->Motion:
     "Read the true motion of a rendered clip."
     if path is None:
         from flowmag_nb.paths import sample_clip
-        path = sample_clip().with_name('workshop_motion.npz')
+        path = sample_clip('workshop_motion.npz')
     with np.load(path, allow_pickle=False) as saved:
         return Motion(float(saved['fps']), tuple(map(str, saved['names'])), saved['masks'], saved['shapes'], saved['series'])
