@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Frame', 'check_image', 'to_tensor', 'to_images', 'natural_key', 'Video', 'pad_even', 'check_output', 'VideoWriter']
 
-# %% ../nbs/core/02_video.ipynb #23d35e3e
+# %% ../nbs/core/02_video.ipynb #872bb528
 import math
 import os
 import re
@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import cached_property
+from html import escape
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import av
+import av.filter
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -135,17 +137,17 @@ def _read_index(path):
                 last = max(last, shown + (packet.duration or 0))
     return _Index(array("q", sorted(pts)) if len(pts) == count else array("q"), count, last)
 
-# %% ../nbs/core/02_video.ipynb #a3035117
+# %% ../nbs/core/02_video.ipynb #002469c1
 def _promised_end(container, stream):
-    "Time of the last frame according to the file's header, in s; 0 where the header makes no promise."
+    "Time up to which there are frames according to the file's header, in s; 0 where the header makes no promise."
+    margin = max(Fraction(1,10), 2/(stream.average_rate or 30))
     if "mp4" in container.format.name:
-        last = max((e.timestamp for e in stream.index_entries if not e.is_discard), default=0)
-        return last*stream.time_base
-    clock = re.match(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
-    if clock: return 3600*int(clock[1]) + 60*int(clock[2]) + Fraction(clock[3]) - 2/(stream.average_rate or 1)
-    return 0
+        return max((e.timestamp for e in stream.index_entries if not e.is_discard), default=0)*stream.time_base
+    clock = re.match(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska
+    if clock: return 3600*int(clock[1]) + 60*int(clock[2]) + Fraction(clock[3]) - margin
+    return stream.frames*stream.time_base - margin if container.format.name == "avi" else 0
 
-# %% ../nbs/core/02_video.ipynb #a9f17231
+# %% ../nbs/core/02_video.ipynb #3686042b
 class _FileReader:
     "Frames of a video file."
     def __init__(self, path):
@@ -158,12 +160,24 @@ class _FileReader:
             w, h = map(int, noted.groups()) if noted else (first.width, first.height)
             self.crop = (h, w) if (first.height-h, first.width-w) in ((0,1), (1,0), (1,1)) else (first.height, first.width)
             self.height, self.width = self.crop[::-1] if self.rotation in (90, 270) else self.crop
-            self.fps = stream.average_rate or stream.guessed_rate
-            self.tick = stream.time_base
+            self.stated_fps = stream.average_rate or stream.guessed_rate or Fraction(30)
+            self.tick, self.aspect = stream.time_base, stream.sample_aspect_ratio or Fraction(1)
+            if self.rotation in (90, 270): self.aspect = 1/self.aspect
+            self.trusted = "mp4" in container.format.name
             self.has_audio = bool(container.streams.audio)
 
     @cached_property
     def index(self): return _read_index(self.path)
+
+    @property
+    def count(self): return self.index.count
+
+    @cached_property
+    def fps(self):
+        "Average rate: as stated, unless the times say otherwise (some formats state a guess)."
+        if self.trusted or len(self.index.pts) < 2: return self.stated_fps
+        measured = self.count/((max(self.index.end, self.index.pts[-1] + 1) - self.index.pts[0])*self.tick)
+        return self.stated_fps if abs(measured/self.stated_fps - 1) < .01 else measured.limit_denominator(1001)
 
     def time(self, i):
         "When frame `i` is shown, or None where the format keeps no times."
@@ -174,12 +188,13 @@ class _FileReader:
         with _open_file(self.path) as (container, stream):
             skip, frames = start, _decoded(container, stream, self.path)
             if start and self.index.pts: skip, frames = self._seek(container, stream, start)
-            time = 0
+            end = None
             for frame in islice(frames, skip, None):
                 time = None if frame.pts is None else frame.pts*self.tick
                 yield self._upright(frame), time
-            if time is not None and time < _promised_end(container, stream):
-                raise ValueError(f"{self.path} ends after {float(time):.2f} s, before its header says; it was cut off")
+                end = None if time is None else time + (frame.duration or 0)*self.tick
+            if end is not None and end < _promised_end(container, stream):
+                raise ValueError(f"{self.path} ends after {float(end):.2f} s, before its header says; it was cut off")
 
     def _seek(self, container, stream, start):
         "Frames from `start`, decoded from the key frame before it, or from the beginning where the format cannot seek."
@@ -220,10 +235,10 @@ def _read_image(path):
             return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
     except (OSError, SyntaxError) as e: raise ValueError(f"{path} is not an image that can be read: {e}") from e
 
-# %% ../nbs/core/02_video.ipynb #09cc88bd
+# %% ../nbs/core/02_video.ipynb #23ded175
 class _ImagesReader:
     "Frames from image files, in the order given."
-    fps, tick, rotation, has_audio = None, None, 0, False
+    fps, tick, rotation, aspect, has_audio = None, None, 0, Fraction(1), False
 
     def __init__(self, paths):
         self.paths, self.count = paths, len(paths)
@@ -242,7 +257,7 @@ class _ImagesReader:
 
 class _ArrayReader:
     "Frames from an array (t,h,w,3)."
-    fps, tick, rotation, has_audio = None, None, 0, False
+    fps, tick, rotation, aspect, has_audio = None, None, 0, Fraction(1), False
 
     def __init__(self, images):
         if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape or images.dtype.kind not in "uf":
@@ -280,7 +295,7 @@ def _rate(
     if rate <= 0: raise ValueError(f"{name} must be a number of frames per second above 0, got {fps!r}")
     return rate
 
-# %% ../nbs/core/02_video.ipynb #326524d9
+# %% ../nbs/core/02_video.ipynb #114978c8
 class Video:
     "A clip, decoded as it is read."
     def __new__(cls, source, fps=None, capture_fps=None):
@@ -292,20 +307,32 @@ class Video:
         capture_fps=None, # frames per second the scene was filmed at, default `fps`
     ):
         if source is self: return
-        self.source = source.source if isinstance(source, Video) else source
+        if isinstance(source, Video):
+            if fps is None and source._fps: fps = source._fps
+            source = source.source
+        self.source = source
         self._reader = _reader(self.source)
-        self._reclocked = fps is not None
+        self._fps = None if fps is None else _rate(fps, "fps")
+        self._capture_fps = None if capture_fps is None else _rate(capture_fps, "capture_fps")
         self.height, self.width = self._reader.height, self._reader.width
         self.rotation = self._reader.rotation
-        self.fps = _rate(fps, "fps") if self._reclocked else (self._reader.fps or Fraction(30))
-        self.capture_fps = self.fps if capture_fps is None else _rate(capture_fps, "capture_fps")
-        self.has_audio = self._reader.has_audio and not self._reclocked
+        self.has_audio = self._reader.has_audio and not self._fps
 
     def __iter__(self)->Iterator[Frame]: return self._frames()
 
     def _frames(self, start=0):
         for i, (image, time) in enumerate(self._reader.frames(start), start):
-            yield Frame(image, i/self.fps if self._reclocked or time is None else time)
+            yield Frame(image, i/self.fps if self._fps or time is None else time)
+
+    @property
+    def fps(self)->Fraction:
+        "Frames per second, on average, as played."
+        return self._fps or self._reader.fps or Fraction(30)
+
+    @property
+    def capture_fps(self)->Fraction:
+        "Frames per second at which the scene was filmed."
+        return self._capture_fps or self.fps
 
 # %% ../nbs/core/02_video.ipynb #4e61c19d
 def _is_variable(
@@ -315,7 +342,7 @@ def _is_variable(
     steps = np.diff(np.asarray(pts))
     return bool(len(steps) and np.ptp(steps) > max(2, .01*steps.mean()))
 
-# %% ../nbs/core/02_video.ipynb #aea18b27
+# %% ../nbs/core/02_video.ipynb #be96f2ac
 @patch(as_prop=True)
 def name(self:Video)->str:
     "What to call the clip in captions and file names."
@@ -325,7 +352,7 @@ def name(self:Video)->str:
 @patch(as_prop=True)
 def frame_count(self:Video)->int:
     "Number of frames, counted without decoding them."
-    return self._reader.index.count if isinstance(self._reader, _FileReader) else self._reader.count
+    return self._reader.count
 
 
 @patch
@@ -333,24 +360,29 @@ def time(self:Video,
     i:int, # frame, from 0
 )->Fraction: # s
     "When frame `i` is shown."
-    own = None if self._reclocked else self._reader.time(i)
+    own = None if self._fps else self._reader.time(i)
     return i/self.fps if own is None else own
 
 
 @patch(as_prop=True)
 def is_variable_rate(self:Video)->bool:
     "Whether frames are unevenly spaced in time."
-    own = None if self._reclocked or not isinstance(self._reader, _FileReader) else self._reader.index.pts
-    return _is_variable(own) if own else False
+    return _is_variable(self._ticks())
 
 
 @patch(as_prop=True)
 def duration(self:Video)->float: # s
     "From the first frame to the end of the last."
-    index = None if self._reclocked or not isinstance(self._reader, _FileReader) else self._reader.index
-    if index is None or not index.pts: return float(self.frame_count/self.fps)
-    last = max(index.end*self._reader.tick, self.time(index.count-1) + 1/self.fps if index.count == 1 else 0)
-    return float(last - self.time(0))
+    ticks = self._ticks()
+    if not ticks: return float(self.frame_count/self.fps)
+    stated, last = self._reader.index.end - ticks[0], ticks[-1] - ticks[0]
+    return float(stated*self._reader.tick if stated > last else last*self._reader.tick + 1/self.fps)
+
+
+@patch
+def _ticks(self:Video):
+    "The clip's own times in ticks; empty where it has none or they were replaced."
+    return self._reader.index.pts if isinstance(self._reader, _FileReader) and not self._fps else ()
 
 # %% ../nbs/core/02_video.ipynb #f1a8fdc4
 @patch
@@ -391,7 +423,7 @@ def _codec(path, codec):
     if codec not in (None, *known): raise ValueError(f"codec for {path.suffix or 'a folder'} must be one of {', '.join(known)}, got {codec!r}")
     return codec or known[0]
 
-# %% ../nbs/core/02_video.ipynb #d3fd04d7
+# %% ../nbs/core/02_video.ipynb #6994e554
 def pad_even(
     image:np.ndarray, # (h,w,3)
 )->np.ndarray: # the same with the last row and column repeated where a side was odd
@@ -400,15 +432,25 @@ def pad_even(
     return image if h%2 == w%2 == 0 else np.pad(image, ((0,h%2), (0,w%2), (0,0)), mode="edge")
 
 
-def _h264_frame(image):
-    frame = av.VideoFrame.from_ndarray(pad_even(image), "rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=_FINE)
+def _yuv420(shape):
+    "A function that turns images of `shape` into 4:2:0 frames for H.264."
+    graph = av.filter.Graph()
+    height, width = (n + n%2 for n in shape)
+    graph.link_nodes(graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1)),
+        graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:out_color_matrix=bt709:out_range=tv"
+                           ":out_h_chr_pos=0:out_v_chr_pos=128"),
+        graph.add("format", "yuv420p"), graph.add("buffersink")).configure()
+
+    def convert(image):
+        graph.push(av.VideoFrame.from_ndarray(pad_even(image), "rgb24"))
+        return graph.pull()
+    return convert
+
+# %% ../nbs/core/02_video.ipynb #351fffb1
+def _bgr0(image): return av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="bgr0")
 
 
-def _ffv1_frame(image): return av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="bgr0")
-
-
-def _gif_frame(image):
+def _palette(image):
     "`image` with the 256 colours that suit it best."
     im = Image.fromarray(image).quantize(256, Image.Quantize.MEDIANCUT)
     palette = np.zeros((256,4), np.uint8)
@@ -416,13 +458,10 @@ def _gif_frame(image):
     palette[:,0], palette[:len(rgb),1:] = 255, rgb
     return av.VideoFrame.from_ndarray((np.asarray(im), palette), "pal8")
 
+# %% ../nbs/core/02_video.ipynb #efa64b09
+_SOUND = dict.fromkeys((".mp4", ".mov"), ("aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"))  # what players know there
 
-_ENCODERS = dict( # codec -> encoder, pixel format, options, image to frame
-    h264=("libx264", "yuv420p", {}, _h264_frame),
-    ffv1=("ffv1", "bgr0", {"level": "3", "g": "1"}, _ffv1_frame),
-    gif=("gif", "pal8", {}, _gif_frame))
 
-# %% ../nbs/core/02_video.ipynb #7e5d7b42
 class _Sound:
     "Copies the sound of the file at `path` into `container`, as far as asked."
     def __init__(self, path, container):
@@ -434,8 +473,10 @@ class _Sound:
     def _out(self, stream):
         "Stream of the new container and whether packets go in as they are."
         codec = stream.codec_context.codec.canonical_name
-        if codec in _SOUND.get(Path(self.container.name).suffix.lower(), (codec,)): return self.container.add_stream_from_template(stream), True
-        return self.container.add_stream("aac", rate=stream.rate, layout=stream.layout.name), False
+        if codec in _SOUND.get(Path(self.container.name).suffix.lower(), (codec,)):
+            return self.container.add_stream_from_template(stream), True
+        layout = {1: "mono", 2: "stereo"}.get(stream.layout.nb_channels, stream.layout.name)
+        return self.container.add_stream("aac", rate=stream.rate, layout=layout), False
 
     def _packets(self):
         for packet in self.source.demux(self.source.streams.audio):
@@ -456,34 +497,42 @@ class _Sound:
 
     def close(self): self.source.close()
 
-# %% ../nbs/core/02_video.ipynb #5052a4b2
-_SOUND = dict.fromkeys((".mp4", ".mov"), ("aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"))  # what players know there
-
-# %% ../nbs/core/02_video.ipynb #d057751f
+# %% ../nbs/core/02_video.ipynb #24af9f7f
 def _tick(fps):
     "Clock tick that divides a frame at `fps`, at most 1/90000 s."
     return Fraction(1, fps.numerator*math.ceil(90000/fps.numerator))
 
 
+def _encoder(codec, shape, crf):
+    "Encoder, pixel format and options for `codec`, and what turns an image into a frame for it."
+    if codec == "h264": return "libx264", "yuv420p", {"crf": str(crf)}, _yuv420(shape)
+    if codec == "ffv1": return "ffv1", "bgr0", {"level": "3" if min(shape) > 1 else "1", "g": "1"}, _bgr0
+    return "gif", "pal8", {}, _palette
+
+
 class _FileSink:
     "A file being written: frames and sound into one container."
     def __init__(self, path, shape, codec, crf, fps, like):
-        encoder, pix_fmt, options, self.encode = _ENCODERS[codec]
-        mov = path.suffix.lower() in (".mp4", ".mov")
-        self.container = av.open(str(path), "w", options={"movflags": "+faststart"} if mov else {})
-        self.stream = self.container.add_stream(encoder, rate=fps, options={**options, **({} if crf is None else {"crf": str(crf)})})
-        context = self.stream.codec_context
-        context.height, context.width = (n + n%2 for n in shape) if codec == "h264" else shape
-        context.pix_fmt = pix_fmt
-        if codec == "h264":
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = _LIMITED
-        if codec == "h264" and (context.height, context.width) != shape: self.container.metadata["comment"] = f"size={shape[1]}x{shape[0]}"
-        own = like is not None and not like._reclocked and like._reader.tick
+        encoder, pix_fmt, options, self.encode = _encoder(codec, shape, crf)
+        own = like is not None and not like._fps and like._reader.tick
         self.tick = Fraction(1, 100) if codec == "gif" else own or _tick(fps)
-        self.stream.time_base = context.time_base = self.tick
         self.duration = round(1/fps/self.tick)
+        mov = {"movflags": "+faststart", "movie_timescale": str(self.tick.denominator)}
+        self.container = av.open(str(path), "w", options=mov if path.suffix.lower() in (".mp4", ".mov") else {})
+        self.stream = self.container.add_stream(encoder, rate=fps, options=options)
+        context = self.stream.codec_context
+        context.height, context.width, context.pix_fmt = *shape, pix_fmt
+        self.stream.time_base = context.time_base = self.tick
+        if codec == "h264": self._tag(context, shape)
+        if like is not None and shape == (like.height, like.width): context.sample_aspect_ratio = like._reader.aspect
         self.sound = _Sound(like.source, self.container) if like is not None and like.has_audio and codec != "gif" else None
+
+    def _tag(self, context, shape):
+        "State colours and, where padding changes it, the true size."
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        context.height, context.width = (n + n%2 for n in shape)
+        if (context.height, context.width) != shape: self.container.metadata["comment"] = f"size={shape[1]}x{shape[0]}"
 
     def write(self, image, time):
         frame = self.encode(image)
@@ -622,3 +671,51 @@ def discard(self:VideoWriter):
         with suppress(Exception): self._sink.close(until=-math.inf)
     if self._part.is_dir(): shutil.rmtree(self._part)
     else: self._part.unlink(missing_ok=True)
+
+# %% ../nbs/core/02_video.ipynb #5ae0327e
+_BROWSERS = dict(mp4=("h264", "av1"), webm=("vp8", "vp9", "av1"))
+_EMBED_BYTES, _PREVIEW_FRAMES, _PREVIEW_WIDTH = 8_000_000, 300, 960
+
+
+def _plays(path):
+    "Whether a browser plays the file at `path` as it is, and it is small enough to embed."
+    if path.stat().st_size > _EMBED_BYTES: return False
+    with _open_file(path) as (container, stream):
+        context = stream.codec_context
+        return _kind(path) in container.format.name and context.codec.canonical_name in _BROWSERS[_kind(path)] \
+            and context.pix_fmt in ("yuv420p", "yuvj420p")
+
+
+def _kind(path): return "webm" if path.suffix.lower() == ".webm" else "mp4"
+
+
+def _small(image, width):
+    "`image` reduced to at most `width` columns."
+    h, w = image.shape[:2]
+    return image if w <= width else np.asarray(Image.fromarray(image).resize((width, max(1, round(h*width/w))), Image.Resampling.BOX))
+
+# %% ../nbs/core/02_video.ipynb #4ea2dc88
+@patch
+def _repr_html_(self:Video)->str:
+    "A player holding the film, or a preview of its first frames."
+    if isinstance(self._reader, _FileReader) and not self._fps and _plays(self._reader.path):
+        return _player(self._reader.path, repr(self))
+    with TemporaryDirectory() as folder:
+        path = Path(folder)/"preview.mp4"
+        with VideoWriter(path, fps=self.fps, crf=23) as writer:
+            for image, time in islice(self, _PREVIEW_FRAMES): writer.write(_small(image, _PREVIEW_WIDTH), time)
+        return _player(path, f"{self!r}, preview of {writer.count} frames")
+
+
+def _player(path, caption):
+    "HTML that plays the file at `path`, which is stored inside."
+    data = b64encode(path.read_bytes()).decode()
+    return (f'<figure><video controls loop muted playsinline style="max-width:100%" src="data:video/{_kind(path)};base64,{data}"></video>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+@patch
+def show(self:Video):
+    "Play the clip here."
+    from IPython.display import HTML, display
+    display(HTML(self._repr_html_()))
