@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLOW_NETS', 'register_flow', 'flow_names', 'load_flow', 'FlowNet', 'check_frames', 'Registry', 'read_state',
-           'load_state', 'freeze']
+           'load_state', 'cost_volume', 'convex_upsample', 'freeze']
 
-# %% ../../nbs/core/04_flow/base.ipynb #73043cd3
+# %% ../../nbs/core/04_flow/base.ipynb #9e80c3f3
 import difflib
 import hashlib
 import importlib
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -98,13 +99,14 @@ class Registry:
         "Build `name`, ready to use."
         return self.builder(name)(weights=weights, **options).to(device or "cpu").eval()
 
-# %% ../../nbs/core/04_flow/base.ipynb #5dc1915c
+# %% ../../nbs/core/04_flow/base.ipynb #38f8bd6f
 FLOW_NETS = Registry("FlowNet")
 register_flow, flow_names, load_flow = FLOW_NETS.register, FLOW_NETS.names, FLOW_NETS.load
 
 register_flow("clg", "flowmag_nb.flow.clg:CLG", "weight-free combined local-global solver, sub-pixel, differentiable")
 register_flow("raft-small", "flowmag_nb.flow.raft:raft_small", "RAFT with 1 M weights, the package's usual judge")
 register_flow("raft-large", "flowmag_nb.flow.raft:raft_large", "RAFT as FlowMag trains through and measures with")
+register_flow("arflow", "flowmag_nb.flow.pwclite:arflow", "PWC-Lite trained without labels, FlowMag's other flow network")
 
 # %% ../../nbs/core/04_flow/base.ipynb #61b5aae6
 def read_state(
@@ -174,6 +176,31 @@ def _differences(wanted, found):
     wrong = [f"{k} ({shape(wanted[k])} wanted, {shape(found[k])} found)" for k in wanted if k in found and wanted[k].shape != found[k].shape]
     groups = {"missing": [k for k in wanted if k not in found], "unexpected": [k for k in found if k not in wanted], "of another shape": wrong}
     return [f"{len(keys)} keys {kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}" for kind, keys in groups.items() if keys]
+
+# %% ../../nbs/core/04_flow/base.ipynb #7138201c
+def cost_volume(
+    first: Tensor,   # (b, c, h, w) features
+    second: Tensor,  # (b, c, h, w) features
+    radius: int = 4, # px: displacements from -radius to radius
+) -> Tensor: # (b, (2*radius + 1)**2, h, w), displacements row by row: dy slow, dx fast
+    "Mean product over channels of each pixel of `first` with those around it in `second`, zero outside."
+    h, w = second.shape[-2:]
+    first, padded = first.float(), F.pad(second.float(), (radius,)*4)
+    steps = range(2*radius + 1)
+    with torch.autocast(first.device.type, enabled=False):
+        return torch.stack([(first * padded[..., y:y+h, x:x+w]).mean(1) for y in steps for x in steps], 1)
+
+# %% ../../nbs/core/04_flow/base.ipynb #4b1ef5bd
+def convex_upsample(
+    flow: Tensor,    # (b, 2, h, w) coarse pixels
+    logits: Tensor,  # (b, 9*factor**2, h, w), before the softmax over the nine neighbours
+    factor: int = 8, # how much finer
+) -> Tensor: # (b, 2, factor*h, factor*w) fine pixels
+    "Mix each fine pixel's flow from nine coarse neighbours."
+    b, _, h, w = flow.shape
+    mix = logits.float().reshape(b, 1, 9, factor, factor, h, w).softmax(2)
+    near = F.unfold(factor * flow, 3, padding=1).reshape(b, 2, 9, 1, 1, h, w)
+    return (mix * near).sum(2).permute(0, 1, 4, 2, 5, 3).reshape(b, 2, factor*h, factor*w)
 
 # %% ../../nbs/core/04_flow/base.ipynb #b1c9b92e
 def freeze(

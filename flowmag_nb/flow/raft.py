@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'SMALL', 'RaftSizes', 'Residual', 'Encoder', 'correlation_pyramid', 'lookup', 'MotionEncoder', 'ConvGRU',
-           'FlowHead', 'UpdateBlock', 'convex_upsample', 'RAFT', 'raft_large', 'raft_small']
+           'FlowHead', 'UpdateBlock', 'RAFT', 'raft_large', 'raft_small']
 
-# %% ../../nbs/core/04_flow/raft.ipynb #0b9a5890
+# %% ../../nbs/core/04_flow/raft.ipynb #3ff01ee2
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..assets import asset_path
-from . import FlowNet, check_frames, load_state
+from . import FlowNet, check_frames, convex_upsample, load_state
 from ..warp import pad_to_multiple, pixel_grid
 
 # %% ../../nbs/core/04_flow/raft.ipynb #e9eed224
@@ -193,18 +193,6 @@ class UpdateBlock(nn.Module):
     def forward(self, hidden, context, costs, flow):
         hidden = self.gru(hidden, torch.cat([context, self.encoder(costs, flow)], 1))
         return hidden, self.flow_head(hidden).float()
-
-# %% ../../nbs/core/04_flow/raft.ipynb #4b1ef5bd
-def convex_upsample(
-    flow: Tensor,    # (b, 2, h, w) coarse pixels
-    logits: Tensor,  # (b, 9*factor**2, h, w), before the softmax over the nine neighbours
-    factor: int = 8, # how much finer
-) -> Tensor: # (b, 2, factor*h, factor*w) fine pixels
-    "Mix each fine pixel's flow from nine coarse neighbours."
-    b, _, h, w = flow.shape
-    mix = logits.float().reshape(b, 1, 9, factor, factor, h, w).softmax(2)
-    near = F.unfold(factor * flow, 3, padding=1).reshape(b, 2, 9, 1, 1, h, w)
-    return (mix * near).sum(2).permute(0, 1, 4, 2, 5, 3).reshape(b, 2, factor*h, factor*w)
 
 # %% ../../nbs/core/04_flow/raft.ipynb #f9e56087
 class RAFT(FlowNet):
