@@ -1,5 +1,7 @@
 "What the published implementations compute: losses and magnifiers, through the public API and the checkpoint loaders."
+import csv
 import json
+import csv
 import json
 import math
 import os
@@ -88,3 +90,23 @@ def test_unet_batch(unet, size):
     for k in range(3):
         alone = unet[1](reference[k:k+1], frame[k:k+1], alpha[k:k+1])
         assert (together[k:k+1] - alone).abs().max() < 1e-5
+
+
+def test_oh2018_postech(tmp_path):
+    keys = MIRROR.parent/"state_dict_keys"/"oh_pytorch_postech.csv"
+    if not keys.is_file(): pytest.skip(f"needs the published key list, none at {keys}")
+    shapes = {row["key"]: [int(n) for n in row["shape"].split("x")] for row in csv.DictReader(keys.open())}
+    state = fill(shapes)
+    torch.save({"model_state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 50}, tmp_path/"epoch50.tar")
+    net = load_magnifier("oh2018", weights=tmp_path/"epoch50.tar")
+    assert sum(p.numel() for p in net.parameters()) == 966_979
+    assert torch.equal(net.decoder.up.weight, state["decoder.res_decoder.conv_up_sample.weight"])
+
+
+def test_oh2018_port():
+    path = MIRROR/"magnifiers"/"oh2018_zhengpeng7_epoch12.pth"
+    if not path.is_file(): pytest.skip(f"needs the port's weights, none at {path}")
+    net = load_magnifier("oh2018", weights=path).requires_grad_(False)
+    assert sum(p.numel() for p in net.parameters()) == 877_968
+    ramp = torch.linspace(0.2, 0.8, 64).expand(1, 3, 48, 64)
+    assert (net(ramp, ramp, 9.) - ramp).abs().mean() < 0.05
