@@ -24,7 +24,8 @@ CASES = [("raft_small", "raft-small", "module.", dict(iterations=5), "flow_iters
          ("raft_small", "raft-small", "", dict(iterations=20), "flow_iters20", 1e-2),
          ("raft_large", "raft-large", "module.", dict(iterations=5), "flow_iters5", 1e-3),
          ("raft_large", "raft-large", "", dict(iterations=20), "flow_iters20", 1e-2),
-         ("arflow_pwclite", "arflow", "", dict(), "flow", 1e-3)]
+         ("arflow_pwclite", "arflow", "", dict(), "flow", 1e-3),
+         ("pwcnet", "pwcnet", "", dict(), "flow", 1e-3)]
 
 
 def fill(key, shape):
@@ -80,6 +81,15 @@ def test_batches_and_sizes(net, fixture, size, tmp_path):
     assert (together - alone).abs().max() <= 1e-3
 
 
+@needs_parity
+def test_pwcnets_stored_names(tmp_path):
+    torch.save({key.replace("net", "module"): value for key, value in published("pwcnet").items()}, tmp_path/"network-default.pytorch")
+    frames = torch.rand(2, 1, 3, 64, 64)
+    torch.save(published("pwcnet"), tmp_path/"net.pth")
+    rgb, bgr = load_flow("pwcnet", weights=tmp_path/"net.pth"), load_flow("pwcnet", weights=tmp_path/"network-default.pytorch", bgr=True)
+    assert torch.equal(rgb(*frames), bgr(*frames.flip(2)))
+
+
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_torchvision_files(size, tmp_path):
     models = pytest.importorskip("torchvision.models.optical_flow")
@@ -102,6 +112,6 @@ def test_shifts_of_photographs_are_recovered():
 
 
 @needs_mirror
-@pytest.mark.parametrize("net", ["raft-large", "arflow"])
+@pytest.mark.parametrize("net", ["raft-large", "arflow", "pwcnet"])
 def test_another_networks_file_is_refused(net):
     with pytest.raises(ValueError, match="keys missing"): load_flow(net, weights=ASSETS/"flow"/"raft-small.pth")
