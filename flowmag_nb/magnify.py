@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'read_mask', 'alpha_field', 'reference_index', 'frame_pairs', 'magnify_frames', 'pick_device',
-           'pick_batch', 'MagnifyResult', 'magnify_video']
+           'pick_batch', 'MagnifyResult', 'magnify_video', 'beside']
 
-# %% ../nbs/core/08_magnify.ipynb #99259ae3
+# %% ../nbs/core/08_magnify.ipynb #b7a38349
 import os
 import warnings
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from html import escape
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,8 +162,8 @@ def pick_batch(
     if batch < 1: raise ValueError(f"batch must be at least 1 frame, got {batch}")
     return batch
 
-# %% ../nbs/core/08_magnify.ipynb #cc02f338
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/core/08_magnify.ipynb #2c58cfc2
+@dataclass(frozen=True, eq=False, repr=False)
 class MagnifyResult:
     "A magnified clip, and how it was made."
     source: Video           # what came in
@@ -187,7 +190,12 @@ class MagnifyResult:
         "Frames of input and output in step."
         return zip(self.source, self.video)
 
-# %% ../nbs/core/08_magnify.ipynb #01b366c0
+    def __repr__(self):
+        alpha = f"{self.alpha:g}" if isinstance(self.alpha, float) else f"{self.alpha.min():g} to {self.alpha.max():g}"
+        return (f"MagnifyResult({self.source.name} -> {self.output.name}: {self.model}, alpha {alpha}, "
+                f"{self.frames} frames in {self.seconds:.1f} s)")
+
+# %% ../nbs/core/08_magnify.ipynb #4a982ed4
 MIN_SIDE = 32  # px; what Magnifiers ask for
 
 def _clip(source, fps, capture_fps):
@@ -205,7 +213,7 @@ def _place(output, video, overwrite):
         folder = TemporaryDirectory(prefix="flowmag-")
         return Path(folder.name) / f"{Path(video.name).stem}.mp4", folder
     path = check_output(output, video)
-    if path.exists() and not overwrite: raise FileExistsError(f"output {path} exists; pass overwrite=True to replace it")
+    if path.exists() and not overwrite: raise FileExistsError(f"output {path} exists; overwrite=True (-y on the command line) replaces it")
     return path, None
 
 
@@ -259,3 +267,57 @@ def magnify_video(
     timings = dict(decode=spent["decode"], magnify=spent["frames"] - spent["decode"], encode=perf_counter() - start - spent["frames"])
     parameters = dict(reference=reference, batch=batch, device=str(device), **options)
     return MagnifyResult(video, path, alpha, name, parameters, writer.count, timings, folder)
+
+# %% ../nbs/core/08_magnify.ipynb #ca2598c6
+def beside(
+    left: np.ndarray,   # (h, w, 3) uint8
+    right: np.ndarray,  # (h, w, 3) uint8
+) -> np.ndarray: # (h, 2 w + 4, 3)
+    "Two pictures next to each other, with a white gap."
+    return np.concatenate([left, np.full_like(left[:, :4], 255), right], 1)
+
+
+@patch
+def side_by_side(self: MagnifyResult,
+    path: str | Path,           # what `VideoWriter` can write
+    frames: int | None = None,  # how many from the beginning; None for all
+) -> Path: # `path`
+    "Write a film with the input on the left and the output on the right."
+    with VideoWriter(path, like=self.source) as writer:
+        for before, after in islice(self, frames): writer.write(beside(before.image, after.image), before.time)
+    return writer.path
+
+# %% ../nbs/core/08_magnify.ipynb #aa7af87f
+def _liveliest_line(
+    pairs,  # input and output frames
+) -> tuple[int, int]: # axis 0 for a row or 1 for a column, and its index
+    change = 0
+    for before, after in pairs: change = change + np.abs(after.image.astype(np.int16) - before.image).sum(-1)
+    slopes = np.abs(np.gradient(before.image.mean(-1)))  # along y, along x
+    lines = (change * slopes[1]).mean(1), (change * slopes[0]).mean(0)
+    axis = int(lines[1].max() > lines[0].max())
+    return axis, int(lines[axis].argmax())
+
+
+@patch
+def slices(self: MagnifyResult,
+    frames: int | None = None,  # how many from the beginning; None for all
+) -> np.ndarray: # (t, 2 n + 4, 3) uint8, time downwards
+    "The line in which the change is easiest to see, through time: input on the left, output on the right."
+    axis, index = _liveliest_line(islice(self, frames))
+    lines = ((np.take(before.image, index, axis), np.take(after.image, index, axis)) for before, after in islice(self, frames))
+    return beside(*map(np.stack, zip(*lines)))
+
+# %% ../nbs/core/08_magnify.ipynb #4228d091
+_SHOWN = 300  # frames
+
+
+@patch
+def _repr_html_(self: MagnifyResult) -> str:
+    "Input beside output as a player, and their slices."
+    with TemporaryDirectory() as folder:
+        player = Video(self.side_by_side(Path(folder) / "both.mp4", _SHOWN))._repr_html_()
+    data = BytesIO()
+    Image.fromarray(self.slices(_SHOWN)).save(data, "jpeg", quality=90)
+    image = f'<img style="width:100%;max-height:20em" src="data:image/jpeg;base64,{b64encode(data.getvalue()).decode()}">'
+    return f"{player}<figure>{image}<figcaption>{escape(repr(self))}; one line of pixels, time runs down</figcaption></figure>"
