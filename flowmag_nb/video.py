@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Frame', 'check_image', 'to_tensor', 'to_images', 'natural_key', 'Video', 'pad_even', 'check_output', 'VideoWriter']
 
-# %% ../nbs/core/02_video.ipynb #872bb528
+# %% ../nbs/core/02_video.ipynb #4bd0a59d
 import math
 import os
 import re
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import cached_property
 from html import escape
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -76,29 +76,35 @@ def to_images(
     images = tensor.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-# %% ../nbs/core/02_video.ipynb #d11fb6de
+# %% ../nbs/core/02_video.ipynb #87ed83e5
 _FINE = av.video.reformatter.Interpolation.BICUBIC | av.video.reformatter.Interpolation.ACCURATE_RND \
     | av.video.reformatter.Interpolation.FULL_CHR_H_INT | av.video.reformatter.Interpolation.FULL_CHR_H_INP
-_BT709, _LIMITED = 1, 1
+_BT709, _LIMITED, _FULL = 1, 1, 2
 
 
-def _matrix(colorspace, height):
-    "Colour matrix of a decoded frame, guessed from its height where the file is silent."
+def _matrix(
+    colorspace, # number in the file's tag, 2 where it is silent
+    height,     # of the stored picture
+    full,       # whether levels run from 0 to 255
+):
+    "Colour matrix of a decoded frame."
     known = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-    return known.get(int(colorspace), _BT709 if height >= 720 else 5)
+    return known.get(int(colorspace), _BT709 if height >= 720 and not full else 5)
 
 
 def _rgb(frame):
     "A decoded frame as (h,w,3) RGB bytes."
-    return frame.to_ndarray(format="rgb24", src_colorspace=_matrix(frame.colorspace, frame.height), interpolation=_FINE)
+    full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
+    return frame.to_ndarray(format="rgb24", src_colorspace=_matrix(frame.colorspace, frame.height, full), interpolation=_FINE)
 
-# %% ../nbs/core/02_video.ipynb #fbe24099
+# %% ../nbs/core/02_video.ipynb #b7a8e97a
 @contextmanager
 def _open_file(path):
     "The container at `path` and its video stream, or an error saying what is wrong with the file."
     if path.stat().st_size == 0: raise ValueError(f"{path} is empty (0 bytes)")
     try: container = av.open(str(path))
-    except (ValueError, av.error.EOFError) as e: raise ValueError(f"{path} is not a video this build can read, or it was cut off: {e.strerror}") from e
+    except (ValueError, av.error.EOFError) as e:
+        raise ValueError(f"{path} is not a video this build can read, or it was cut off: {e.strerror}") from e
     with container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if container.format.name == "tty" or not streams:
@@ -147,7 +153,7 @@ def _promised_end(container, stream):
     if clock: return 3600*int(clock[1]) + 60*int(clock[2]) + Fraction(clock[3]) - margin
     return stream.frames*stream.time_base - margin if container.format.name == "avi" else 0
 
-# %% ../nbs/core/02_video.ipynb #3686042b
+# %% ../nbs/core/02_video.ipynb #20720984
 class _FileReader:
     "Frames of a video file."
     def __init__(self, path):
@@ -183,40 +189,39 @@ class _FileReader:
         "When frame `i` is shown, or None where the format keeps no times."
         return self.index.pts[i]*self.tick if self.index.pts else None
 
-    def frames(self, start=0):
-        "Pairs of image and time from frame `start` on, decoded from the key frame before it."
-        with _open_file(self.path) as (container, stream):
-            skip, frames = start, _decoded(container, stream, self.path)
-            if start and self.index.pts: skip, frames = self._seek(container, stream, start)
-            end = None
-            for frame in islice(frames, skip, None):
-                time = None if frame.pts is None else frame.pts*self.tick
-                yield self._upright(frame), time
-                end = None if time is None else time + (frame.duration or 0)*self.tick
-            if end is not None and end < _promised_end(container, stream):
-                raise ValueError(f"{self.path} ends after {float(end):.2f} s, before its header says; it was cut off")
+# %% ../nbs/core/02_video.ipynb #47a28c16
+@patch
+def frames(self:_FileReader, start=0):
+    "Pairs of image and time from frame `start` on."
+    with _open_file(self.path) as (container, stream):
+        frames, end = self._decoded_from(container, stream, start), None
+        for frame in frames:
+            time = None if frame.pts is None else frame.pts*self.tick
+            yield self._upright(frame), time
+            end = None if time is None else time + (frame.duration or 0)*self.tick
+        if end is not None and end < _promised_end(container, stream):
+            raise ValueError(f"{self.path} ends after {float(end):.2f} s, before its header says; it was cut off")
 
-    def _seek(self, container, stream, start):
-        "Frames from `start`, decoded from the key frame before it, or from the beginning where the format cannot seek."
+
+@patch
+def _decoded_from(self:_FileReader, container, stream, start):
+    "Decoded frames from number `start` on."
+    if start and self.index.pts:
         wanted = self.index.pts[start]
         with suppress(av.error.FFmpegError): container.seek(wanted, stream=stream)
         frames = _decoded(container, stream, self.path)
         first = next(frames, None)
-        if first is None or first.pts is None or first.pts > wanted:
-            container.seek(0)
-            return start, _decoded(container, stream, self.path)
-        return 0, (f for f in _chain(first, frames) if f.pts >= wanted)
-
-    def _upright(self, frame):
-        "A decoded frame cropped and turned as a viewer sees it."
-        image = np.rot90(_rgb(frame)[:self.crop[0], :self.crop[1]], self.rotation//90)
-        return np.ascontiguousarray(image)
+        if first is not None and first.pts is not None and first.pts <= wanted:
+            return (f for f in chain([first], frames) if f.pts >= wanted)
+        container.seek(0)
+    return islice(_decoded(container, stream, self.path), start, None)
 
 
-def _chain(first, rest):
-    "`first`, then everything in `rest`."
-    yield first
-    yield from rest
+@patch
+def _upright(self:_FileReader, frame):
+    "A decoded frame cropped and turned as a viewer sees it."
+    image = np.rot90(_rgb(frame)[:self.crop[0], :self.crop[1]], self.rotation//90)
+    return np.ascontiguousarray(image)
 
 # %% ../nbs/core/02_video.ipynb #28a2ff12
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -342,7 +347,7 @@ def _is_variable(
     steps = np.diff(np.asarray(pts))
     return bool(len(steps) and np.ptp(steps) > max(2, .01*steps.mean()))
 
-# %% ../nbs/core/02_video.ipynb #be96f2ac
+# %% ../nbs/core/02_video.ipynb #f0b34232
 @patch(as_prop=True)
 def name(self:Video)->str:
     "What to call the clip in captions and file names."
@@ -364,6 +369,12 @@ def time(self:Video,
     return i/self.fps if own is None else own
 
 
+@patch
+def _ticks(self:Video):
+    "The clip's own times in ticks; empty where it has none or they were replaced."
+    return self._reader.index.pts if isinstance(self._reader, _FileReader) and not self._fps else ()
+
+# %% ../nbs/core/02_video.ipynb #29282d55
 @patch(as_prop=True)
 def is_variable_rate(self:Video)->bool:
     "Whether frames are unevenly spaced in time."
@@ -377,12 +388,6 @@ def duration(self:Video)->float: # s
     if not ticks: return float(self.frame_count/self.fps)
     stated, last = self._reader.index.end - ticks[0], ticks[-1] - ticks[0]
     return float(stated*self._reader.tick if stated > last else last*self._reader.tick + 1/self.fps)
-
-
-@patch
-def _ticks(self:Video):
-    "The clip's own times in ticks; empty where it has none or they were replaced."
-    return self._reader.index.pts if isinstance(self._reader, _FileReader) and not self._fps else ()
 
 # %% ../nbs/core/02_video.ipynb #f1a8fdc4
 @patch
@@ -497,7 +502,7 @@ class _Sound:
 
     def close(self): self.source.close()
 
-# %% ../nbs/core/02_video.ipynb #24af9f7f
+# %% ../nbs/core/02_video.ipynb #9580a21e
 def _tick(fps):
     "Clock tick that divides a frame at `fps`, at most 1/90000 s."
     return Fraction(1, fps.numerator*math.ceil(90000/fps.numerator))
@@ -509,14 +514,14 @@ def _encoder(codec, shape, crf):
     if codec == "ffv1": return "ffv1", "bgr0", {"level": "3" if min(shape) > 1 else "1", "g": "1"}, _bgr0
     return "gif", "pal8", {}, _palette
 
-
+# %% ../nbs/core/02_video.ipynb #eb818865
 class _FileSink:
     "A file being written: frames and sound into one container."
     def __init__(self, path, shape, codec, crf, fps, like):
         encoder, pix_fmt, options, self.encode = _encoder(codec, shape, crf)
         own = like is not None and not like._fps and like._reader.tick
         self.tick = Fraction(1, 100) if codec == "gif" else own or _tick(fps)
-        self.duration = round(1/fps/self.tick)
+        self.duration, self.last = max(1, round(1/fps/self.tick)), -math.inf
         mov = {"movflags": "+faststart", "movie_timescale": str(self.tick.denominator)}
         self.container = av.open(str(path), "w", options=mov if path.suffix.lower() in (".mp4", ".mov") else {})
         self.stream = self.container.add_stream(encoder, rate=fps, options=options)
@@ -534,25 +539,32 @@ class _FileSink:
         context.height, context.width = (n + n%2 for n in shape)
         if (context.height, context.width) != shape: self.container.metadata["comment"] = f"size={shape[1]}x{shape[0]}"
 
-    def write(self, image, time):
-        frame = self.encode(image)
-        frame.pts, frame.time_base = round(time/self.tick), self.tick
-        self._mux(frame)
-        if self.sound: self.sound.copy(time)
-
-    def _mux(self, frame):
-        for packet in self.stream.encode(frame):
-            packet.duration = self.duration
-            self.container.mux(packet)
-
-    def close(self, until):
-        self._mux(None)
-        if self.sound:
-            self.sound.copy(until)
-            self.sound.close()
-        self.container.close()
+# %% ../nbs/core/02_video.ipynb #beb56612
+@patch
+def write(self:_FileSink, image, time):
+    frame = self.encode(image)
+    self.last = max(round(time/self.tick), self.last + 1)
+    frame.pts, frame.time_base = self.last, self.tick
+    self._mux(frame)
+    if self.sound: self.sound.copy(time)
 
 
+@patch
+def _mux(self:_FileSink, frame):
+    for packet in self.stream.encode(frame):
+        packet.duration = self.duration
+        self.container.mux(packet)
+
+
+@patch
+def close(self:_FileSink, until):
+    self._mux(None)
+    if self.sound:
+        self.sound.copy(until)
+        self.sound.close()
+    self.container.close()
+
+# %% ../nbs/core/02_video.ipynb #32bdb268
 class _FolderSink:
     "A folder being filled with numbered PNG images."
     def __init__(self, path):
@@ -565,9 +577,9 @@ class _FolderSink:
 
     def close(self, until=None): pass
 
-# %% ../nbs/core/02_video.ipynb #b2f1183f
+# %% ../nbs/core/02_video.ipynb #fe5d62fc
 def check_output(
-    path,                  # file or folder to be written
+    path,                   # file or folder to be written
     source:Video|None=None, # clip it is made from
 )->Path: # `path`
     "`path` if it can be written and is not the clip itself, else an error."

@@ -145,6 +145,19 @@ def test_rates_are_exact(tmp_path, rate):
     assert out.duration == pytest.approx(12/rate)
 
 
+def test_a_long_last_frame_is_no_damage(tmp_path):
+    "A slide show ends with a slide that stays; a file that promises it is whole."
+    path = tmp_path/"slides.mkv"
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=30, options={"bf": "0"})
+        video.height, video.width, video.pix_fmt = 64, 96, "yuv420p"
+        packets = [p for image in moving(5) for p in video.encode(av.VideoFrame.from_ndarray(image, "rgb24"))] + video.encode(None)
+        for packet in packets:
+            packet.duration = 900 if packet is packets[-1] else 1
+            out.mux(packet)
+    assert Video(path).duration > 29 and len(list(Video(path))) == 5
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_phones(tmp_path, degrees):
     "A film stored on its side is upright when read, and needs no note when written."
