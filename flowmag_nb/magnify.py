@@ -103,7 +103,7 @@ def frame_pairs(
             yield torch.cat([frames[:1] if before is None else before, frames[:-1]]), frames
             before = frames[-1:]
 
-# %% ../nbs/core/08_magnify.ipynb #81c6fc0e
+# %% ../nbs/core/08_magnify.ipynb #37c92907
 def _timed(iterable, spent, name):
     "The same items; the seconds spent on waiting for them go to `spent[name]`."
     items, spent[name] = iter(iterable), 0.
@@ -133,13 +133,13 @@ def magnify_frames(
             times.extend(frame.time for frame in frames)
             yield to_tensor(frames, device)
 
-    anchor = None if index is None else to_tensor(video.frame(index), device)
+    anchor = None if index is None else to_tensor([video.frame(index)], device)
     stream = getattr(magnifier, "stream", None) or partial(Magnifier.stream, magnifier)
     for magnified in stream(frame_pairs(batches(), anchor), alpha):
         for image in to_images(magnified): yield Frame(image, times.popleft())
     if times: raise RuntimeError(f"{type(magnifier).__name__} kept back {len(times)} frames; stream must yield a batch for each it gets")
 
-# %% ../nbs/core/08_magnify.ipynb #cb5adcf1
+# %% ../nbs/core/08_magnify.ipynb #7fe78c2d
 def pick_device(
     device: str | torch.device | None,  # None: a GPU if there is one
 ) -> torch.device:
@@ -152,13 +152,13 @@ def pick_device(
 
 
 def pick_batch(
-    batch: int | None,      # frames at a time; None: a million pixels, 16 million on a GPU
+    batch: int | None,      # frames at a time; None: half a million pixels, 16 million on a GPU
     height: int,            # px
     width: int,             # px
     device: torch.device,   # where to compute
 ) -> int: # at least 1
     "How many frames to magnify together, checked."
-    if batch is None: return min(32, max(1, 2**20 * (1 if device.type == "cpu" else 16) // (height * width)))
+    if batch is None: return min(32, max(1, 2**19 * (1 if device.type == "cpu" else 32) // (height * width)))
     if batch < 1: raise ValueError(f"batch must be at least 1 frame, got {batch}")
     return batch
 
@@ -235,7 +235,7 @@ def _progress(frames, total, wanted):
     hidden = None if wanted and not in_notebook() else not wanted  # None: hidden unless stderr is a terminal
     return tqdm(frames, total=total, desc="magnify", unit="frame", delay=1, leave=False, disable=hidden)
 
-# %% ../nbs/core/08_magnify.ipynb #4808ae02
+# %% ../nbs/core/08_magnify.ipynb #7d9308de
 def magnify_video(
     source,                                # video file, GIF, folder of images, array (t, h, w, 3) or `Video`
     output: str | Path | None = None,      # .mp4, .mkv (lossless), .gif or a folder of PNGs; None for a temporary .mp4
@@ -246,7 +246,7 @@ def magnify_video(
     *,
     fps: float | None = None,              # plays at this rate; None keeps the times of the source
     capture_fps: float | None = None,      # true rate the scene was filmed at; None for the playback rate
-    batch: int | None = None,              # frames at a time; None for about a million pixels
+    batch: int | None = None,              # frames at a time; None for about half a million pixels
     device: str | torch.device | None = None, # None for a GPU if there is one
     progress: bool = True,                 # show a bar on a terminal or in a notebook
     overwrite: bool = False,               # replace an existing output

@@ -1,0 +1,80 @@
+"""Memory of a run, measured in processes of their own; what a run keeps of its source; a user's own module."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from standins import sway, write
+from torch import nn
+
+from flowmag_nb.magnify import magnify_video
+from flowmag_nb.video import Video, VideoWriter
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from standins import Exaggerate
+from flowmag_nb.magnify import magnify_video
+magnify_video(sys.argv[2], sys.argv[3], model=Exaggerate(), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak(clip):
+    """MB that a process needs at most to magnify `clip`, PyTorch included."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(Path(__file__).parent), str(clip), str(clip.with_name("out.mkv"))],
+                          capture_output=True, text=True, check=True)
+    clip.with_name("out.mkv").unlink()
+    return float(done.stdout)
+
+
+def rolled(frames, height, width):
+    """A picture that steps to and fro, cheap to make in any number."""
+    blocks = np.random.default_rng(0).integers(60, 190, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    return (np.roll(blocks, t % 3, 1) for t in range(frames))
+
+
+def test_memory_does_not_grow_with_length(tmp_path):
+    short, long = (peak(write(tmp_path / f"{n}.mp4", rolled(n, 120, 160))) for n in (300, 1500))
+    assert long < 1.1 * short, (short, long)
+
+
+@pytest.mark.skipif("FLOWMAG_NB_SLOW" not in os.environ, reason="takes minutes; FLOWMAG_NB_SLOW=1 runs it")
+def test_memory_of_3000_frames(tmp_path):
+    short, long = (peak(write(tmp_path / f"{n}.mp4", rolled(n, 360, 640))) for n in (300, 3000))
+    assert long < 900 and abs(long - short) < .1 * short, (short, long)
+
+
+def test_own_times_and_sound_are_kept(tmp_path):
+    clip = tmp_path / "uneven.mkv"
+    times = np.cumsum([1, 3, 2, 5, 1, 2, 2, 4, 1, 1, 2, 3]) / 100
+    with VideoWriter(clip, fps=24) as writer:
+        for image, time in zip(sway(), times):
+            writer.write(image, time)
+    result = magnify_video(clip, tmp_path / "out.mkv", 1, model=Frozen(), progress=False)
+    assert [f.time for f in result.video] == [f.time for f in Video(clip)]
+    assert result.video.is_variable_rate
+    assert all((before.image == after.image).all() for before, after in result)
+
+
+class Frozen(nn.Module):
+    """A user's own module, no Magnifier: at alpha 1 the frame itself."""
+    def forward(self, reference, frame, alpha):
+        assert reference.shape == frame.shape and alpha.shape == (len(frame),)
+        return frame
+
+
+def test_a_temporary_output_goes_with_its_result():
+    result = magnify_video(np.stack(list(sway())), model=Frozen(), progress=False)
+    path = result.output
+    assert path.is_file() and result.frames == 12 and min(result.timings.values()) >= 0
+    del result
+    assert not path.exists()
+
+
+def test_a_folder_of_images_becomes_one(tmp_path):
+    source = write(tmp_path / "in", sway())
+    result = magnify_video(source, tmp_path / "out", 1, model=Frozen(), fps=12, progress=False)
+    assert result.video.fps == 12 and all((a.image == b.image).all() for a, b in result)
