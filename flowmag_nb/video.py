@@ -76,26 +76,43 @@ def to_images(
     images = tensor.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-# %% ../nbs/core/02_video.ipynb #87ed83e5
-_FINE = av.video.reformatter.Interpolation.BICUBIC | av.video.reformatter.Interpolation.ACCURATE_RND \
-    | av.video.reformatter.Interpolation.FULL_CHR_H_INT | av.video.reformatter.Interpolation.FULL_CHR_H_INP
+# %% ../nbs/core/02_video.ipynb #fdb3fde9
 _BT709, _LIMITED, _FULL = 1, 1, 2
+_MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
 def _matrix(
     colorspace, # number in the file's tag, 2 where it is silent
     height,     # of the stored picture
     full,       # whether levels run from 0 to 255
-):
+)->str:
     "Colour matrix of a decoded frame."
-    known = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-    return known.get(int(colorspace), _BT709 if height >= 720 and not full else 5)
+    return _MATRICES.get(int(colorspace), "bt709" if height >= 720 and not full else "bt601")
+
+# %% ../nbs/core/02_video.ipynb #b777ec81
+def _converter(width, height, pix_fmt, wanted, options):
+    "A function that turns frames of one size and format into the `wanted` pixel format."
+    graph = av.filter.Graph()
+    graph.link_nodes(graph.add_buffer(width=width, height=height, format=pix_fmt, time_base=Fraction(1)),
+        graph.add("scale", f"flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:{options}"),
+        graph.add("format", wanted), graph.add("buffersink")).configure()
+
+    def convert(frame):
+        graph.push(frame)
+        return graph.pull()
+    return convert
 
 
-def _rgb(frame):
-    "A decoded frame as (h,w,3) RGB bytes."
-    full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
-    return frame.to_ndarray(format="rgb24", src_colorspace=_matrix(frame.colorspace, frame.height, full), interpolation=_FINE)
+def _rgb_converter():
+    "A function that turns decoded frames into (h,w,3) RGB bytes."
+    known = {}
+    def convert(frame):
+        full = frame.color_range == _FULL or frame.format.name.startswith("yuvj")
+        matrix = _matrix(frame.colorspace, frame.height, full)
+        key = frame.width, frame.height, frame.format.name, "rgb24", f"in_color_matrix={matrix}:in_range={'full' if full else 'limited'}"
+        if key not in known: known[key] = _converter(*key)
+        return known[key](frame).to_ndarray()
+    return convert
 
 # %% ../nbs/core/02_video.ipynb #b7a8e97a
 @contextmanager
@@ -143,12 +160,13 @@ def _read_index(path):
                 last = max(last, shown + (packet.duration or 0))
     return _Index(array("q", sorted(pts)) if len(pts) == count else array("q"), count, last)
 
-# %% ../nbs/core/02_video.ipynb #002469c1
+# %% ../nbs/core/02_video.ipynb #4031f47e
 def _promised_end(container, stream):
     "Time up to which there are frames according to the file's header, in s; 0 where the header makes no promise."
     margin = max(Fraction(1,10), 2/(stream.average_rate or 30))
     if "mp4" in container.format.name:
-        return max((e.timestamp for e in stream.index_entries if not e.is_discard), default=0)*stream.time_base
+        entries = getattr(stream, "index_entries", ())  # PyAV 17
+        return max((e.timestamp for e in entries if not e.is_discard), default=0)*stream.time_base
     clock = re.match(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska
     if clock: return 3600*int(clock[1]) + 60*int(clock[2]) + Fraction(clock[3]) - margin
     return stream.frames*stream.time_base - margin if container.format.name == "avi" else 0
@@ -189,15 +207,15 @@ class _FileReader:
         "When frame `i` is shown, or None where the format keeps no times."
         return self.index.pts[i]*self.tick if self.index.pts else None
 
-# %% ../nbs/core/02_video.ipynb #47a28c16
+# %% ../nbs/core/02_video.ipynb #c9e4976f
 @patch
 def frames(self:_FileReader, start=0):
     "Pairs of image and time from frame `start` on."
     with _open_file(self.path) as (container, stream):
-        frames, end = self._decoded_from(container, stream, start), None
+        frames, rgb, end = self._decoded_from(container, stream, start), _rgb_converter(), None
         for frame in frames:
             time = None if frame.pts is None else frame.pts*self.tick
-            yield self._upright(frame), time
+            yield self._upright(rgb(frame)), time
             end = None if time is None else time + (frame.duration or 0)*self.tick
         if end is not None and end < _promised_end(container, stream):
             raise ValueError(f"{self.path} ends after {float(end):.2f} s, before its header says; it was cut off")
@@ -218,10 +236,9 @@ def _decoded_from(self:_FileReader, container, stream, start):
 
 
 @patch
-def _upright(self:_FileReader, frame):
-    "A decoded frame cropped and turned as a viewer sees it."
-    image = np.rot90(_rgb(frame)[:self.crop[0], :self.crop[1]], self.rotation//90)
-    return np.ascontiguousarray(image)
+def _upright(self:_FileReader, image):
+    "A decoded image cropped and turned as a viewer sees it."
+    return np.ascontiguousarray(np.rot90(image[:self.crop[0], :self.crop[1]], self.rotation//90))
 
 # %% ../nbs/core/02_video.ipynb #28a2ff12
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -428,7 +445,7 @@ def _codec(path, codec):
     if codec not in (None, *known): raise ValueError(f"codec for {path.suffix or 'a folder'} must be one of {', '.join(known)}, got {codec!r}")
     return codec or known[0]
 
-# %% ../nbs/core/02_video.ipynb #6994e554
+# %% ../nbs/core/02_video.ipynb #fde88db7
 def pad_even(
     image:np.ndarray, # (h,w,3)
 )->np.ndarray: # the same with the last row and column repeated where a side was odd
@@ -439,17 +456,9 @@ def pad_even(
 
 def _yuv420(shape):
     "A function that turns images of `shape` into 4:2:0 frames for H.264."
-    graph = av.filter.Graph()
-    height, width = (n + n%2 for n in shape)
-    graph.link_nodes(graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1)),
-        graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:out_color_matrix=bt709:out_range=tv"
-                           ":out_h_chr_pos=0:out_v_chr_pos=128"),
-        graph.add("format", "yuv420p"), graph.add("buffersink")).configure()
-
-    def convert(image):
-        graph.push(av.VideoFrame.from_ndarray(pad_even(image), "rgb24"))
-        return graph.pull()
-    return convert
+    convert = _converter(*(n + n%2 for n in shape[::-1]), "rgb24", "yuv420p",
+                         "out_color_matrix=bt709:out_range=limited:out_h_chr_pos=0:out_v_chr_pos=128")
+    return lambda image: convert(av.VideoFrame.from_ndarray(pad_even(image), "rgb24"))
 
 # %% ../nbs/core/02_video.ipynb #351fffb1
 def _bgr0(image): return av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="bgr0")

@@ -158,6 +158,7 @@ def test_a_long_last_frame_is_no_damage(tmp_path):
     assert Video(path).duration > 29 and len(list(Video(path))) == 5
 
 
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="PyAV before 18 writes no rotation")
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_phones(tmp_path, degrees):
     "A film stored on its side is upright when read, and needs no note when written."
@@ -212,8 +213,8 @@ def test_what_the_file_says_of_itself(tmp_path):
     with av.open(str(out)) as file:
         video = file.streams.video[0]
         assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
-        frame = next(file.decode(video))
-        assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
+        tags = video.codec_context
+        assert (tags.colorspace, tags.color_primaries, tags.color_trc, tags.color_range) == (1, 1, 1, 1)
     data = out.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "a player can start before the end has arrived"
 
