@@ -54,8 +54,13 @@ def record(name, ok, seconds, said="", tail=40):
 
 
 def copy_tree(folder):
-    """The files of the working tree that git tracks or would add; without git, all but the generated ones."""
+    """The files of the working tree that git tracks or would add; without git, all but the generated ones.
+
+    Third-party data that lies beside the checkout lies beside the copy too, as a link.
+    """
     tree = folder / "flowmag_nb"
+    if (ROOT.parent / "shared").is_dir():
+        (folder / "shared").symlink_to(ROOT.parent / "shared")
     listed = subprocess.run(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "*.egg-info", "build", "runs", "demo", "__pycache__"))
@@ -81,16 +86,20 @@ def flagged(notebook):
     return [m[1] for s in sources for m in re.finditer(r"^#\|\s*(gpu|slow|weights)\s*$", s, re.M)]
 
 
+def each(notebooks, command, tree):
+    """Run a command for every notebook, some at a time, and count each."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for nb, result in zip(notebooks, pool.map(lambda nb: run(command(nb), tree), notebooks)):
+            record(nb.relative_to(tree).as_posix(), *result)
+
+
 def notebooks(tree):
     """Every notebook that teaches is also a test."""
     nbs = sorted(p for folder in ("core", "tutorials") for p in (tree / "nbs" / folder).rglob("*.ipynb")) + [tree / "nbs" / "index.ipynb"]
-    command = [BIN / "nbdev_test", "--n_workers", "0", "--path"]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for nb, result in zip(nbs, pool.map(lambda nb: run([*command, nb], tree), nbs)):
-            name = nb.relative_to(tree).as_posix()
-            record(name, *result)
-            for flag in sorted(set(flags := flagged(nb))):
-                skipped.append(f"{name}: {flags.count(flag)} cells flagged {flag}")
+    each(nbs, lambda nb: [BIN / "nbdev_test", "--n_workers", "0", "--path", nb], tree)
+    for nb in nbs:
+        for flag in sorted(set(flags := flagged(nb))):
+            skipped.append(f"{nb.relative_to(tree).as_posix()}: {flags.count(flag)} cells flagged {flag}")
 
 
 def pytests(tree):
@@ -113,9 +122,7 @@ def pytests(tree):
 def papermill(tree, names, out):
     """Run notebooks with their default parameters, executed copies into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    for nb in names:
-        command = [BIN / "papermill", "--no-progress-bar", "--cwd", nb.parent, nb, out / nb.name]
-        record(nb.relative_to(tree).as_posix(), *run(command, tree))
+    each(names, lambda nb: [BIN / "papermill", "--no-progress-bar", "--cwd", nb.parent, nb, out / nb.name], tree)
 
 
 def reproduce(tree):

@@ -216,7 +216,7 @@ def check_machine(
             for path in _MACHINE.findall(text):
                 yield Finding('error', notebook.path, 'machine', f"{where} holds {path}; ask flowmag_nb.paths, or show less")
 
-# %% ../nbs/core/21_checks.ipynb #45a2d8d2
+# %% ../nbs/core/21_checks.ipynb #d80b2448
 _LIMITS = dict(cells=80, lines=400, kB=500, body=40)
 
 def _lines(source):
@@ -235,7 +235,7 @@ def _heavy(notebook):
     "Stored outputs that belong to a player or a widget, in words"
     for out in (o for c in notebook.cells for o in c.outputs):
         for mime, content in out.get('data', {}).items():
-            if 'widget' in mime or mime.startswith('video/') or '<video' in ''.join(content): yield f"a stored output is a {mime} player or widget; show a picture"
+            if 'widget' in mime or mime.startswith('video/') or (mime=='text/html' and '<video' in ''.join(content)): yield f"a stored output is a {mime} player or widget; show a picture"
 
 def check_size(
     notebook:Notebook,
