@@ -162,7 +162,7 @@ def pick_batch(
     if batch < 1: raise ValueError(f"batch must be at least 1 frame, got {batch}")
     return batch
 
-# %% ../nbs/core/08_magnify.ipynb #2c58cfc2
+# %% ../nbs/core/08_magnify.ipynb #041d6ebb
 @dataclass(frozen=True, eq=False, repr=False)
 class MagnifyResult:
     "A magnified clip, and how it was made."
@@ -190,9 +190,11 @@ class MagnifyResult:
         "Frames of input and output in step."
         return zip(self.source, self.video)
 
+    def _alpha_text(self):
+        return f"{self.alpha:g}" if isinstance(self.alpha, float) else f"{self.alpha.min():g} to {self.alpha.max():g}"
+
     def __repr__(self):
-        alpha = f"{self.alpha:g}" if isinstance(self.alpha, float) else f"{self.alpha.min():g} to {self.alpha.max():g}"
-        return (f"MagnifyResult({self.source.name} -> {self.output.name}: {self.model}, alpha {alpha}, "
+        return (f"MagnifyResult({self.source.name} -> {self.output.name}: {self.model}, alpha {self._alpha_text()}, "
                 f"{self.frames} frames in {self.seconds:.1f} s)")
 
 # %% ../nbs/core/08_magnify.ipynb #4a982ed4
@@ -287,28 +289,32 @@ def side_by_side(self: MagnifyResult,
         for before, after in islice(self, frames): writer.write(beside(before.image, after.image), before.time)
     return writer.path
 
-# %% ../nbs/core/08_magnify.ipynb #aa7af87f
-def _liveliest_line(
-    pairs,  # input and output frames
-) -> tuple[int, int]: # axis 0 for a row or 1 for a column, and its index
+# %% ../nbs/core/08_magnify.ipynb #440c2fb1
+@patch
+def best_line(self: MagnifyResult,
+    frames: int | None = None,  # how many to look at from the beginning; None for all
+) -> dict[str, int]: # {'row': y} or {'column': x}
+    "The line of pixels along which most was magnified."
     change = 0
-    for before, after in pairs: change = change + np.abs(after.image.astype(np.int16) - before.image).sum(-1)
-    slopes = np.abs(np.gradient(before.image.mean(-1)))  # along y, along x
-    lines = (change * slopes[1]).mean(1), (change * slopes[0]).mean(0)
-    axis = int(lines[1].max() > lines[0].max())
-    return axis, int(lines[axis].argmax())
+    for before, after in islice(self, frames): change = change + np.abs(after.image.astype(np.int16) - before.image).sum(-1)
+    down, across = np.abs(np.gradient(before.image.mean(-1)))
+    rows, columns = (change * across).mean(1), (change * down).mean(0)
+    return dict(row=int(rows.argmax())) if rows.max() >= columns.max() else dict(column=int(columns.argmax()))
 
 
 @patch
 def slices(self: MagnifyResult,
+    row: int | None = None,     # y of a horizontal line
+    column: int | None = None,  # x of a vertical line; the `best_line` if neither is given
     frames: int | None = None,  # how many from the beginning; None for all
-) -> np.ndarray: # (t, 2 n + 4, 3) uint8, time downwards
-    "The line in which the change is easiest to see, through time: input on the left, output on the right."
-    axis, index = _liveliest_line(islice(self, frames))
-    lines = ((np.take(before.image, index, axis), np.take(after.image, index, axis)) for before, after in islice(self, frames))
-    return beside(*map(np.stack, zip(*lines)))
+) -> dict[str, np.ndarray]: # 'input' and 'alpha ...': (t, n, 3) uint8, time is axis 0
+    "One line of pixels through time, before and after."
+    if row is column is None: return self.slices(**self.best_line(frames), frames=frames)
+    index, axis = (row, 0) if column is None else (column, 1)
+    lines = [[np.take(frame.image, index, axis) for frame in pair] for pair in islice(self, frames)]
+    return dict(zip(("input", f"alpha {self._alpha_text()}"), map(np.stack, zip(*lines))))
 
-# %% ../nbs/core/08_magnify.ipynb #4228d091
+# %% ../nbs/core/08_magnify.ipynb #a631d90d
 _SHOWN = 300  # frames
 
 
@@ -318,6 +324,6 @@ def _repr_html_(self: MagnifyResult) -> str:
     with TemporaryDirectory() as folder:
         player = Video(self.side_by_side(Path(folder) / "both.mp4", _SHOWN))._repr_html_()
     data = BytesIO()
-    Image.fromarray(self.slices(_SHOWN)).save(data, "jpeg", quality=90)
+    Image.fromarray(beside(*self.slices(frames=_SHOWN).values())).save(data, "jpeg", quality=90)
     image = f'<img style="width:100%;max-height:20em" src="data:image/jpeg;base64,{b64encode(data.getvalue()).decode()}">'
     return f"{player}<figure>{image}<figcaption>{escape(repr(self))}; one line of pixels, time runs down</figcaption></figure>"
