@@ -59,29 +59,17 @@ def magnify(
     spent = ", ".join(f"{name} {_seconds(s)}" for name, s in result.timings.items())
     return f"{result.output}: {result.frames} frames, alpha {alpha:g}, {_seconds(result.seconds)} ({spent})"
 
-# %% ../nbs/core/20_cli.ipynb #c4663522
-def _save_still(result, path):
-    "Input beside output where they differ most, as an image."
-    from PIL import Image
-
-    from flowmag_nb.magnify import beside
+# %% ../nbs/core/20_cli.ipynb #34e422fc
+def _demo_figures(result):
+    "The slices of input and output, and the pair of frames that differ most."
+    from flowmag_nb.plots import show_xt, side_by_side
+    line = result.best_line()
+    slices = result.slices(**line)
     pairs = ((before.image, after.image) for before, after in result)
-    before, after = max(pairs, key=lambda pair: (pair[0].astype("int16") - pair[1]).__abs__().sum())
-    Image.fromarray(beside(before, after)).save(path)
-    return path
+    still = max(pairs, key=lambda pair: abs(pair[0].astype("int16") - pair[1]).sum())
+    return dict(slice=show_xt(slices, float(result.source.fps), *line), still=side_by_side(still, list(slices)))
 
-
-def _save_slices(result, path):
-    "The slices of input and output, as a figure."
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    ax = figure.subplots()
-    ax.imshow(result.slices(), aspect="auto", interpolation="nearest")
-    ax.set(title=f"one line of pixels through time: input, and motion times {result.alpha:g}", ylabel="frame", xticks=[])
-    figure.savefig(path, dpi=120)
-    return path
-
-# %% ../nbs/core/20_cli.ipynb #527f44b4
+# %% ../nbs/core/20_cli.ipynb #659ee7a3
 def demo(
     *,
     output: str | None = None,  # folder; default figures/demo of a clone, else ./flowmag-demo
@@ -94,11 +82,13 @@ def demo(
     flowmag demo --output demo --alpha 20"""
     from flowmag_nb.magnify import magnify_video
     from flowmag_nb.paths import figures_dir, project_root, sample_clip
+    from flowmag_nb.plots import save_figure
     folder = Path(output) if output else figures_dir("demo") if project_root() else Path("flowmag-demo")
     folder.mkdir(parents=True, exist_ok=True)
     result = magnify_video(sample_clip(), folder / "magnified.mp4", alpha, model, overwrite=True, progress=not quiet)
-    files = result.output, _save_slices(result, folder / "slice.png"), _save_still(result, folder / "still.png")
-    return "" if quiet else "\n".join([*map(str, files), f"{result.frames} frames, alpha {alpha:g}, in {_seconds(result.seconds)}"])
+    made = [save_figure(folder / name, figure, clip=result.source.name, model=model, alpha=alpha, version=_VERSION)
+            for name, figure in _demo_figures(result).items()]
+    return "" if quiet else "\n".join([*map(str, [result.output, *made]), f"{result.frames} frames, alpha {alpha:g}, in {_seconds(result.seconds)}"])
 
 # %% ../nbs/core/20_cli.ipynb #92ff01b1
 def assets(

@@ -259,3 +259,11 @@ def closed_folder(request, tmp_path):
 def test_folder_that_is_not_writable(clips, closed_folder, capfd):
     assert main(["magnify", str(clips / "good.mp4"), str(closed_folder / "out.mp4"), *QUICK]) == 2
     assert "not writable" in complaint(capfd.readouterr().err)
+
+
+def test_demo_writes_a_video_a_slice_and_a_still(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo"), *QUICK]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [Path(line).name for line in said[:3]] == ["magnified.mp4", "slice.png", "still.png"]
+    assert all(Path(line).is_file() for line in said[:3]) and said[3].startswith("90 frames, alpha 10")
+    assert Image.open(said[1]).info["alpha"] == "10.0"
