@@ -40,7 +40,7 @@ class RaftSizes:
 LARGE = RaftSizes((64, 96, 128), False, "batch", 256, 128, 128, 4, (256, 192), (128, 64), 126, 256, {"1": (1, 5), "2": (5, 1)}, True)
 SMALL = RaftSizes((32, 64, 96), True, "none", 128, 96, 64, 3, (96,), (64, 32), 80, 128, {"": (3, 3)}, False)
 
-# %% ../../nbs/core/04_flow/raft.ipynb #2a767379
+# %% ../../nbs/core/04_flow/raft.ipynb #3861e3e9
 def _norm(kind, channels):
     return {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": lambda _: nn.Identity()}[kind](channels)
 
@@ -70,7 +70,7 @@ class Residual(nn.Module):
         for k in range(1, self.depth + 1): y = getattr(self, f"norm{k}")(getattr(self, f"conv{k}")(y)).relu()
         return (y + (self.downsample(x) if self.downsample else x)).relu()
 
-
+# %% ../../nbs/core/04_flow/raft.ipynb #495941b7
 class Encoder(nn.Module):
     "A frame to features at 1/8 of its resolution."
     def __init__(
@@ -122,7 +122,7 @@ def lookup(
         found.append(F.grid_sample(level, grid, align_corners=True).reshape(b, h, w, -1))
     return torch.cat(found, -1).permute(0, 3, 1, 2)
 
-# %% ../../nbs/core/04_flow/raft.ipynb #52131878
+# %% ../../nbs/core/04_flow/raft.ipynb #924a84b4
 class MotionEncoder(nn.Module):
     "What the similarities say, and the flow for which they say it."
     def __init__(
@@ -143,7 +143,7 @@ class MotionEncoder(nn.Module):
         seen = self.convf2(self.convf1(flow).relu()).relu()
         return torch.cat([self.conv(torch.cat([costs, seen], 1)).relu(), flow], 1)
 
-
+# %% ../../nbs/core/04_flow/raft.ipynb #bfb8a5ab
 class ConvGRU(nn.Module):
     "A gated recurrent unit whose products are convolutions."
     def __init__(
@@ -165,7 +165,7 @@ class ConvGRU(nn.Module):
             hidden = keep*hidden + (1 - keep)*q(torch.cat([reset*hidden, x], 1)).tanh()
         return hidden
 
-
+# %% ../../nbs/core/04_flow/raft.ipynb #678247dd
 class FlowHead(nn.Module):
     "The memory's proposal for a correction."
     def __init__(
