@@ -1,49 +1,20 @@
 "What the published implementations compute: losses and magnifiers, through the public API and the checkpoint loaders."
 import csv
-import json
-import csv
-import json
-import math
-import os
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_parity_flow import PARITY, fill, frames_of, published
 
 from flowmag_nb.loss import color_loss, magnification_loss
 from flowmag_nb.magnifiers import load_magnifier
 from flowmag_nb.magnifiers.unet import blend_encodings, encode_alpha
 from flowmag_nb.warp import warp
 
-MIRROR = Path(os.environ.get("FLOWMAG_NB_MIRROR") or Path(__file__).parents[2]/"shared"/"assets")
-PARITY = MIRROR.parent/"parity"
-
 
 def fixture(name):
-    if not (PARITY/f"{name}.npz").is_file(): pytest.skip(f"needs the parity fixture {name}.npz, none at {PARITY}")
+    if PARITY is None: pytest.skip(f"needs the parity fixture {name}.npz beside the mirror (FLOWMAG_NB_MIRROR/../parity)")
     return {key: torch.from_numpy(np.asarray(value)) for key, value in np.load(PARITY/f"{name}.npz").items()}
-
-
-def fill(shapes):
-    "The pseudo-random state dict that both sides use, by the rule of the fixtures' README."
-    return {key: filled(key, tuple(shape)) for key, shape in shapes.items()}
-
-
-def filled(key, shape):
-    if key.endswith("num_batches_tracked"): return torch.zeros(shape, dtype=torch.int64)
-    n = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_mean"): n = 0.1 * n
-    elif key.endswith("running_var"): n = 1 + 0.2 * abs(n)
-    elif key.endswith("bias"): n = 0.05 * n
-    elif len(shape) <= 1: n = 1 + 0.1 * n
-    else: n = n * np.float32(math.sqrt(2 / math.prod(shape[1:])))
-    return torch.from_numpy(np.asarray(n, dtype=np.float32))
-
-
-def frames(data):
-    return [data[key].permute(2, 0, 1)[None] / 255 for key in ("frame_a", "frame_b")]
 
 
 def test_losses():
@@ -57,24 +28,25 @@ def test_losses():
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory):
     data = fixture("flowmag_unet")
-    state = fill(json.loads((PARITY/"flowmag_unet.keys.json").read_text()))
+    state = published("flowmag_unet")
     path = tmp_path_factory.mktemp("unet")/"raft_chkpt.pth"
     passenger = {"module.mm_loss_fn.flow_net.flowNet.fnet.conv1.weight": torch.zeros(3)}
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()} | passenger, "epoch": 140}, path)
-    return data, load_magnifier("flowmag", weights=path).requires_grad_(False)
+    net = load_magnifier("flowmag", weights=path).requires_grad_(False)
+    return net, data, frames_of(np.load(PARITY/"flowmag_unet.npz"))
 
 
 def test_unet(unet):
-    data, net = unet
+    net, data, frames = unet
     assert sum(p.numel() for p in net.parameters()) == 17_287_683
-    out = net(*frames(data), data["alpha"])
+    out = net(*frames, data["alpha"])
     assert (out - data["pred"]).abs().max() < 1e-4
 
 
 def test_unet_mask(unet):
-    data, net = unet
+    net, data, frames = unet
     encoding = blend_encodings(data["alpha"][None], data["mask"])
-    assert (net.synthesize(*frames(data), encoding) - data["pred_masked"]).abs().max() < 1e-4
+    assert (net.synthesize(*frames, encoding) - data["pred_masked"]).abs().max() < 1e-4
 
 
 def test_alpha_encoding():
@@ -86,25 +58,24 @@ def test_alpha_encoding():
 def test_unet_batch(unet, size):
     reference, frame = torch.rand(2, 3, 3, *size, generator=torch.Generator().manual_seed(0))
     alpha = torch.tensor([2., 16., 30.])
-    together = unet[1](reference, frame, alpha)
+    together = unet[0](reference, frame, alpha)
     for k in range(3):
-        alone = unet[1](reference[k:k+1], frame[k:k+1], alpha[k:k+1])
+        alone = unet[0](reference[k:k+1], frame[k:k+1], alpha[k:k+1])
         assert (together[k:k+1] - alone).abs().max() < 1e-5
 
 
-def test_oh2018_postech(tmp_path):
-    keys = MIRROR.parent/"state_dict_keys"/"oh_pytorch_postech.csv"
+def test_oh2018_postech(mirror, tmp_path):
+    keys = mirror.parent/"state_dict_keys"/"oh_pytorch_postech.csv"
     if not keys.is_file(): pytest.skip(f"needs the published key list, none at {keys}")
-    shapes = {row["key"]: [int(n) for n in row["shape"].split("x")] for row in csv.DictReader(keys.open())}
-    state = fill(shapes)
+    state = {row["key"]: fill(row["key"], [int(n) for n in row["shape"].split("x")]) for row in csv.DictReader(keys.open())}
     torch.save({"model_state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 50}, tmp_path/"epoch50.tar")
     net = load_magnifier("oh2018", weights=tmp_path/"epoch50.tar")
     assert sum(p.numel() for p in net.parameters()) == 966_979
     assert torch.equal(net.decoder.up.weight, state["decoder.res_decoder.conv_up_sample.weight"])
 
 
-def test_oh2018_port():
-    path = MIRROR/"magnifiers"/"oh2018_zhengpeng7_epoch12.pth"
+def test_oh2018_port(mirror):
+    path = mirror/"magnifiers"/"oh2018_zhengpeng7_epoch12.pth"
     if not path.is_file(): pytest.skip(f"needs the port's weights, none at {path}")
     net = load_magnifier("oh2018", weights=path).requires_grad_(False)
     assert sum(p.numel() for p in net.parameters()) == 877_968
