@@ -22,7 +22,7 @@ from fastcore.docments import docments
 
 _VERSION = import_module("flowmag_nb").__version__
 
-# %% ../nbs/core/20_cli.ipynb #484748e7
+# %% ../nbs/core/20_cli.ipynb #304c273f
 def _seconds(seconds):
     "Seconds as a person says them"
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds//60:.0f} min {seconds%60:.0f} s"
@@ -40,6 +40,7 @@ def magnify(
     *,
     alpha: float = 10.,         # how many times larger motion gets; 1 leaves the clip as it is
     model: str = "lagrangian",  # method, see `flowmag info`
+    weights: str | None = None, # file for a model that learns, instead of its published one
     mask: str | None = None,    # grey image or .npy of the clip's size, white where motion grows
     reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number
     fps: str | None = None,     # play at this rate instead of the input's times
@@ -54,7 +55,7 @@ def magnify(
     flowmag magnify baby.mp4 breathing.mp4 --alpha 20"""
     from flowmag_nb.magnify import magnify_video
     result = magnify_video(input, output, alpha, model, mask, _number_or_name(reference), fps=fps, capture_fps=capture_fps,
-                           batch=batch, device=device, overwrite=overwrite, progress=not quiet)
+                           batch=batch, device=device, overwrite=overwrite, progress=not quiet, **dict(weights=weights) if weights else {})
     if quiet: return ""
     spent = ", ".join(f"{name} {_seconds(s)}" for name, s in result.timings.items())
     return f"{result.output}: {result.frames} frames, alpha {alpha:g}, {_seconds(result.seconds)} ({spent})"

@@ -103,7 +103,7 @@ def frame_pairs(
             yield torch.cat([frames[:1] if before is None else before, frames[:-1]]), frames
             before = frames[-1:]
 
-# %% ../nbs/core/08_magnify.ipynb #37c92907
+# %% ../nbs/core/08_magnify.ipynb #722da8fb
 def _timed(iterable, spent, name):
     "The same items; the seconds spent on waiting for them go to `spent[name]`."
     items, spent[name] = iter(iterable), 0.
@@ -135,8 +135,8 @@ def magnify_frames(
 
     anchor = None if index is None else to_tensor([video.frame(index)], device)
     stream = getattr(magnifier, "stream", None) or partial(Magnifier.stream, magnifier)
-    for magnified in stream(frame_pairs(batches(), anchor), alpha):
-        for image in to_images(magnified): yield Frame(image, times.popleft())
+    for images in map(to_images, stream(frame_pairs(batches(), anchor), alpha)):
+        for image in images: yield Frame(image, times.popleft())
     if times: raise RuntimeError(f"{type(magnifier).__name__} kept back {len(times)} frames; stream must yield a batch for each it gets")
 
 # %% ../nbs/core/08_magnify.ipynb #7fe78c2d
