@@ -2,15 +2,18 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from standins import sway, write
+from test_video import make, moving, sound_packets
 from torch import nn
 
 from flowmag_nb.magnify import magnify_video
-from flowmag_nb.video import Video, VideoWriter
+from flowmag_nb.video import Video
 
 PEAK = """
 import resource, sys
@@ -47,16 +50,26 @@ def test_memory_of_3000_frames(tmp_path):
     assert long < 900 and abs(long - short) < .1 * short, (short, long)
 
 
-def test_own_times_and_sound_are_kept(tmp_path):
-    clip = tmp_path / "uneven.mkv"
-    times = np.cumsum([1, 3, 2, 5, 1, 2, 2, 4, 1, 1, 2, 3]) / 100
-    with VideoWriter(clip, fps=24) as writer:
-        for image, time in zip(sway(), times):
-            writer.write(image, time)
-    result = magnify_video(clip, tmp_path / "out.mkv", 1, model=Frozen(), progress=False)
+@pytest.mark.parametrize("rotate", [0, 90])
+def test_times_sound_and_posture_are_kept(tmp_path, rotate):
+    """A phone's film: uneven times, sound, stored on its side."""
+    if rotate and not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("PyAV before 18 writes no rotation")
+    uneven = [Fraction(3 * i + i % 3, 60) for i in range(30)]
+    clip = make(tmp_path / "in.mp4", moving(), times=uneven, sound="aac", rotate=rotate)
+    result = magnify_video(clip, tmp_path / "out.mp4", 1, model=Frozen(), progress=False)
+    assert (result.video.height, result.video.width) == ((96, 64) if rotate else (64, 96))
+    assert [f.time for f in result.video] == [f.time for f in Video(clip)] and result.video.is_variable_rate
+    assert sound_packets(result.output) == sound_packets(clip)
+    assert max(np.abs(a.image.astype(int) - b.image).mean() for a, b in result) < 5
+    mask = np.ones((result.video.height, result.video.width))
+    magnify_video(clip, tmp_path / "masked.mp4", model="exaggerate", mask=mask, progress=False)  # a mask for what is seen
+
+
+def test_a_gif_comes_back_as_one(tmp_path):
+    clip = write(tmp_path / "in.gif", sway())
+    result = magnify_video(clip, tmp_path / "out.gif", 1, model=Frozen(), progress=False)
     assert [f.time for f in result.video] == [f.time for f in Video(clip)]
-    assert result.video.is_variable_rate
-    assert all((before.image == after.image).all() for before, after in result)
 
 
 class Frozen(nn.Module):
