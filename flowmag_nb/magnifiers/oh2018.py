@@ -41,10 +41,18 @@ LAYOUTS = {
     "port": Layout(bias=False, kernel=3, same=False, shape_conv=True, texture_up=False, up=False),
 }
 
-# %% ../../nbs/core/06_magnifiers/oh2018.ipynb #6c667593
+# %% ../../nbs/core/06_magnifiers/oh2018.ipynb #6bffb575
 class MirroredConv(nn.Conv2d):
     "Convolution over mirrored borders, then ReLU if wanted."
-    def __init__(self, inputs, outputs, layout, kernel=3, stride=1, relu=True):
+    def __init__(
+        self,
+        inputs: int,       # channels in
+        outputs: int,      # channels out
+        layout: Layout,    # biases and borders
+        kernel: int = 3,   # px
+        stride: int = 1,   # 2 halves the picture
+        relu: bool = True, # cut negative values
+    ):
         tail = layout.same and stride == 2
         mirrored = dict(padding=0) if tail else dict(padding=kernel // 2, padding_mode="reflect")
         super().__init__(inputs, outputs, kernel, stride, bias=layout.bias, **mirrored)
@@ -57,17 +65,21 @@ class MirroredConv(nn.Conv2d):
 
 class MirroredBlock(nn.Module):
     "The input plus two convolutions of it."
-    def __init__(self, channels, layout):
+    def __init__(
+        self,
+        channels: int,  # in and out
+        layout: Layout, # biases and borders
+    ):
         super().__init__()
         self.conv1, self.conv2 = MirroredConv(channels, channels, layout), MirroredConv(channels, channels, layout, relu=False)
 
     def forward(self, x): return x + self.conv2(self.conv1(x))
 
-# %% ../../nbs/core/06_magnifiers/oh2018.ipynb #5e7cbaa5
+
 def _stack(**layers): return nn.Sequential(OrderedDict((name, layer) for name, layer in layers.items() if layer is not None))
 def _blocks(count, channels, layout): return nn.Sequential(*(MirroredBlock(channels, layout) for _ in range(count)))
 
-
+# %% ../../nbs/core/06_magnifiers/oh2018.ipynb #970a378b
 class Oh2018(Magnifier):
     "Texture and shape, the difference of shapes magnified (Oh et al., ECCV 2018)."
     max_alpha = 100.  # as trained

@@ -16,14 +16,17 @@ from ..flow import check_frames, load_state
 from . import Magnifier, alpha_planes, as_alpha
 from ..warp import pad_to_multiple, resize
 
-# %% ../../nbs/core/06_magnifiers/realtime.ipynb #42358dbd
+# %% ../../nbs/core/06_magnifiers/realtime.ipynb #d1908844
 def _conv(inputs, outputs, kernel=3, stride=1):
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="reflect", bias=False)
 
 
 class QuarterBlock(nn.Module):
     "The input plus two convolutions of it."
-    def __init__(self, channels):
+    def __init__(
+        self,
+        channels: int, # in and out
+    ):
         super().__init__()
         self.conv1, self.conv2 = _conv(channels, channels), _conv(channels, channels)
 
