@@ -75,13 +75,18 @@ def pyramid(
         out.append(resize(out[-1], tuple(math.ceil(n / 2) for n in out[-1].shape[-2:])))
     return out
 
-# %% ../nbs/core/03_warp.ipynb #1485d81c
+# %% ../nbs/core/03_warp.ipynb #6f872169
 def gradients(
     image: Tensor, # (b, c, h, w)
 ) -> tuple[Tensor, Tensor]: # horizontal and vertical slope per pixel, each (b, c, h, w)
     "Five-point central differences, borders repeated."
-    kernel = image.new_tensor([1, -8, 0, 8, -1]) / 12
-    return _filter(image, kernel, -1), _filter(image, kernel, -2)
+    return _slope(F.pad(image, (2, 2, 0, 0), mode="replicate"), -1), _slope(F.pad(image, (0, 0, 2, 2), mode="replicate"), -2)
+
+
+def _slope(padded, dim):
+    n = padded.shape[dim] - 4
+    far_left, left, right, far_right = (padded.narrow(dim, i, n) for i in (0, 1, 3, 4))
+    return ((right - left) * 8 - (far_right - far_left)) / 12
 
 
 def blur(
