@@ -197,7 +197,7 @@ class MagnifyResult:
         return (f"MagnifyResult({self.source.name} -> {self.output.name}: {self.model}, alpha {self._alpha_text()}, "
                 f"{self.frames} frames in {self.seconds:.1f} s)")
 
-# %% ../nbs/core/08_magnify.ipynb #4a982ed4
+# %% ../nbs/core/08_magnify.ipynb #bfd8feed
 MIN_SIDE = 32  # px; what Magnifiers ask for
 
 def _clip(source, fps, capture_fps):
@@ -233,9 +233,9 @@ def _magnifier(model, alpha, device, options):
 
 
 def _progress(frames, total, wanted):
-    "`frames` behind a progress bar where someone may be looking."
-    hidden = None if wanted and not in_notebook() else not wanted  # None: hidden unless stderr is a terminal
-    return tqdm(frames, total=total, desc="magnify", unit="frame", delay=1, leave=False, disable=hidden)
+    "`frames` behind a progress bar where someone may be looking: a terminal or a notebook; TQDM_DISABLE=1 hides it everywhere."
+    hide = {} if wanted and in_notebook() else dict(disable=None if wanted else True)  # None: unless stderr is a terminal
+    return tqdm(frames, total=total, desc="magnify", unit="frame", delay=1, leave=False, **hide)
 
 # %% ../nbs/core/08_magnify.ipynb #7d9308de
 def magnify_video(
