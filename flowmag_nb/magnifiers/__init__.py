@@ -75,3 +75,5 @@ register_magnifier("lagrangian", "flowmag_nb.magnifiers.lagrangian:Lagrangian", 
 register_magnifier("flowmag", "flowmag_nb.magnifiers.unet:flowmag", "the paper's U-Net: paints the magnified frame; published and own weights")
 register_magnifier("oh2018", "flowmag_nb.magnifiers.oh2018:oh2018", "Oh et al. 2018: magnifies differences of learned shapes; three published layouts")
 register_magnifier("realtime", "flowmag_nb.magnifiers.realtime:realtime", "Ha et al. 2024 as we read it: linear encoder, quarter resolution; no weights published")
+register_magnifier("warp-nearest", "flowmag_nb.magnifiers.forward_warp:warp_nearest", "FlowMag's baseline: pixels pushed to the nearest place, holes inpainted")
+register_magnifier("warp-bilinear", "flowmag_nb.magnifiers.forward_warp:warp_bilinear", "the same, each pixel spread over four")
