@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
+from inspect import signature
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .magnifiers import Magnifier, as_alpha, load_magnifier
+from .magnifiers import MAGNIFIERS, Magnifier, as_alpha, load_magnifier
 from .video import Frame, Video, VideoWriter, check_output, to_images, to_tensor
 
 # %% ../nbs/core/08_magnify.ipynb #1694b93c
@@ -232,6 +233,12 @@ def _magnifier(model, alpha, device, options):
     return name, model
 
 
+def _film_rate(model, video, options):
+    "The option `fps` for a method that thinks in Hz: the clip's, unless a preset knows better and nobody said how the clip was filmed."
+    if isinstance(model, nn.Module) or "fps" not in signature(MAGNIFIERS.builder(model)).parameters: return {}
+    return {} if "preset" in options and video.capture_fps == video.fps else dict(fps=float(video.capture_fps))
+
+
 def _progress(frames, total, wanted):
     "`frames` behind a progress bar where someone may be looking: a terminal or a notebook; TQDM_DISABLE=1 hides it everywhere."
     hide = {} if wanted and in_notebook() else dict(disable=None if wanted else True)  # None: unless stderr is a terminal
@@ -261,6 +268,7 @@ def magnify_video(
     path, folder = _place(output, video, overwrite)
     device = pick_device(device)
     batch = pick_batch(batch, video.height, video.width, device)
+    options = {**_film_rate(model, video, options), **options}
     name, magnifier = _magnifier(model, alpha, device, options)
     spent, start = {}, perf_counter()
     with VideoWriter(path, like=video) as writer:

@@ -77,3 +77,4 @@ register_magnifier("oh2018", "flowmag_nb.magnifiers.oh2018:oh2018", "Oh et al. 2
 register_magnifier("realtime", "flowmag_nb.magnifiers.realtime:realtime", "Ha et al. 2024 as we read it: linear encoder, quarter resolution; no weights published")
 register_magnifier("warp-nearest", "flowmag_nb.magnifiers.forward_warp:warp_nearest", "FlowMag's baseline: pixels pushed to the nearest place, holes inpainted")
 register_magnifier("warp-bilinear", "flowmag_nb.magnifiers.forward_warp:warp_bilinear", "the same, each pixel spread over four")
+register_magnifier("eulerian", "flowmag_nb.magnifiers.eulerian:eulerian", "Wu et al. 2012: pixels band-passed over time and amplified; motion and colour")
