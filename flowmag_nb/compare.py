@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_methods', 'parse_method', 'Method', 'load_methods', 'Picked', 'load_judges', 'Unchanged', 'compare']
 
-# %% ../nbs/core/15_compare.ipynb #a50ac014
+# %% ../nbs/core/15_compare.ipynb #ccebbeee
 import ast
 import re
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .flow import load_flow
 from .magnifiers import Magnifier, load_magnifier
-from .magnify import magnify_frames, pick_batch, pick_device
+from .magnify import _film_rate, magnify_frames, pick_batch, pick_device
 from .metrics import code_commit, flicker, measure, moving, summarise, weights_hash
 from .shelf import Shelf, clip_hash, code_hash, fingerprint
 from .video import Frame, Video, VideoWriter, to_tensor
@@ -54,7 +54,7 @@ def _literal(text):
     try: return ast.literal_eval(text)
     except (ValueError, SyntaxError): return text
 
-# %% ../nbs/core/15_compare.ipynb #69d6f674
+# %% ../nbs/core/15_compare.ipynb #d0ad1871
 class Method(NamedTuple):
     "A way to magnify, ready or not."
     label: str                 # what the table calls it
@@ -63,11 +63,12 @@ class Method(NamedTuple):
     reason: str = ""           # why it cannot be had
 
 
-def _load(method, device):
+def _load(method, device, video):
     "A name or a module as a `Method`"
     if isinstance(method, nn.Module): label, module = type(method).__name__, method.to(device).eval()
     else:
         label, (name, options) = method, parse_method(method)
+        if video is not None: options = _film_rate(name, video, options) | options
         try: module = load_magnifier(name, device=device, **options)
         except (FileNotFoundError, ImportError) as e: return Method(label, None, {}, str(e))
     return Method(label, module, fingerprint(module))
@@ -76,12 +77,13 @@ def _load(method, device):
 def load_methods(
     methods: str | Iterable | dict,             # 'a,b:x=1', a list of names and Magnifiers, or a dict label -> one of these
     device: str | torch.device | None = None,   # where they compute
+    video: Video | None = None,                 # a clip whose frame rate is told to methods that think in Hz
 ) -> list[Method]:
     "Build every method, each under a label of its own."
     if isinstance(methods, str): methods = split_methods(methods)
     if isinstance(methods, nn.Module): methods = [methods]
-    if isinstance(methods, dict): loaded = [_load(m, device)._replace(label=str(label)) for label, m in methods.items()]
-    else: loaded = [_load(m, device) for m in methods]
+    if isinstance(methods, dict): loaded = [_load(m, device, video)._replace(label=str(label)) for label, m in methods.items()]
+    else: loaded = [_load(m, device, video) for m in methods]
     if not loaded: raise ValueError("methods is empty; name at least one, `flowmag info` lists them")
     if twice := {m.label for m in loaded if sum(m.label == n.label for n in loaded) > 1}:
         raise ValueError(f"methods must have different labels, got {', '.join(twice)} twice; give a dict of label and method")
@@ -248,7 +250,7 @@ def _warned(method, alpha):
     limit = getattr(method.module, "max_alpha", alpha)
     return f"made for alpha up to {limit:g}" if alpha > limit else ""
 
-# %% ../nbs/core/15_compare.ipynb #ae08a228
+# %% ../nbs/core/15_compare.ipynb #5f9fcaf1
 def compare(
     clips,                            # what `Video` takes, or a list of such clips
     methods="lagrangian",             # what `load_methods` takes
@@ -265,13 +267,13 @@ def compare(
     "Run every method on the same frames of the same clips, and judge them alike."
     device, shelf = pick_device(device), Shelf(folder)
     judges, videos = load_judges(judges, device), [Video(clip) for clip in (clips if isinstance(clips, (list, tuple)) else [clips])]
-    methods = [Method("input", Unchanged(), fingerprint(Unchanged())), *load_methods(methods, device)]
     picked, rows = [Picked(video, every, frames) for video in videos], []
-    with tqdm(total=len(videos) * (len(methods) + len(judges)), desc="compare", leave=False, disable=None if progress else True) as bar:
+    with tqdm(desc="compare", leave=False, disable=None if progress else True) as bar:
         for video, pick in zip(videos, picked):
             def step(doing): bar.set_postfix_str(f"{video.name}, {doing}"); bar.update()
-            facts = dict(clip=clip_hash(video))
-            found = _rows(methods, judges, pick, float(alpha), shrink, device, shelf, facts, step)
+            ready = [Method("input", Unchanged(), fingerprint(Unchanged())), *load_methods(methods, device, video)]
+            bar.total, facts = len(videos) * (len(ready) + len(judges)), dict(clip=clip_hash(video))
+            found = _rows(ready, judges, pick, float(alpha), shrink, device, shelf, facts, step)
             rows += [dict(data=video.name, **facts, alpha=float(alpha), every=every) | row for row in found]
     return _relative(pd.DataFrame(rows))
 

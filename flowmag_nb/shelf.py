@@ -35,7 +35,7 @@ def code_hash(
     "A hash of the source of all `things`."
     return hashlib.sha256("".join(sorted({_source(t) for t in things})).encode()).hexdigest()[:12]
 
-# %% ../nbs/core/14a_shelf.ipynb #1c12927c
+# %% ../nbs/core/14a_shelf.ipynb #2479931f
 _FOREIGN = ("torch", "torchvision", "builtins", "abc", "typing", "collections")
 
 
@@ -43,7 +43,7 @@ def fingerprint(
     module: nn.Module,  # a Magnifier or FlowNet
 ) -> dict[str, str]: # hashes of 'weights', 'settings' and 'code'
     "What tells one network from another that has the same name."
-    plain = (bool, int, float, str, tuple, type(None))
+    plain = (bool, int, float, str, tuple, list, dict, type(None))
     settings = [(name, key, value) for name, m in module.named_modules() for key, value in sorted(vars(m).items())
                 if not key.startswith("_") and key != "training" and isinstance(value, plain)]
     classes = {kind for m in module.modules() for kind in type(m).__mro__ if kind.__module__.split(".")[0] not in _FOREIGN}
