@@ -13,7 +13,8 @@ from PIL import Image
 from standins import write
 
 from flowmag_nb.flow import FlowNet
-from flowmag_nb.pairs import PairStore, find_clips, keep_pairs, list_pairs, measure_pairs, pack_pairs
+from flowmag_nb.pairs import find_clips, keep_pairs, list_pairs, measure_pairs
+from flowmag_nb.store import PairStore, pack_pairs
 
 pytest.importorskip("accelerate", reason="needs the extra [data]")
 
@@ -158,7 +159,7 @@ def test_errors(tmp_path):
 BARE = """
 import sys
 for name in ("av", "pandas", "pyarrow", "accelerate", "matplotlib", "fastcore", "tqdm", "pooch", "safetensors", "torchvision", "cv2"): sys.modules[name] = None
-from flowmag_nb.pairs import PairStore
+from flowmag_nb.store import PairStore
 store = PairStore(sys.argv[1])
 a, b = store[len(store) - 1]
 print(len(store), tuple(a.shape), str(a.dtype), float((a - b).abs().mean()) > .01, store.pair(0))
