@@ -91,3 +91,12 @@ def test_a_folder_of_images_becomes_one(tmp_path):
     source = write(tmp_path / "in", sway())
     result = magnify_video(source, tmp_path / "out", 1, model=Frozen(), fps=12, progress=False)
     assert result.video.fps == 12 and all((a.image == b.image).all() for a, b in result)
+
+
+def test_the_real_default_on_the_bundled_clip(tmp_path):
+    from flowmag_nb.paths import sample_clip
+    clip = np.stack([f.image for f, _ in zip(Video(sample_clip()), range(4))])
+    result = magnify_video(clip, tmp_path / "out.mkv", progress=False)
+    assert result.model == "lagrangian"
+    images = [f.image for f in result.video]
+    assert np.abs(images[0].astype(int) - clip[0]).mean() < 1  # nothing moves in the first
