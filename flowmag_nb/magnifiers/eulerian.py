@@ -17,7 +17,7 @@ from ..flow import check_frames
 from . import Magnifier, alpha_planes, as_alpha
 from ..warp import pyramid, resize
 
-# %% ../../nbs/core/06_magnifiers/eulerian.ipynb #4344a836
+# %% ../../nbs/core/06_magnifiers/eulerian.ipynb #e0001aca
 class EulerianSettings(NamedTuple):
     "What to look for in a clip."
     alpha: float             # total factor the authors chose; the caller's wins
@@ -30,16 +30,16 @@ class EulerianSettings(NamedTuple):
 
 EULERIAN_PRESETS = {
     "baby": EulerianSettings(11, 30, Band("iir", .05, .4)),
-    "baby-butterworth": EulerianSettings(31, 30, Band("butterworth", .4, 3)),
+    "baby-butterworth": EulerianSettings(31, 30, Band("butterworth", .4/2, 3/2)),
     "baby2": EulerianSettings(151, 30, Band("ideal", 140/60, 160/60), chroma=1, level=6),
-    "camera": EulerianSettings(151, 300, Band("butterworth", 45, 100), 20, 0),
+    "camera": EulerianSettings(151, 300, Band("butterworth", 45/2, 100/2), 20, 0),
     "face": EulerianSettings(51, 30, Band("ideal", 50/60, 60/60), chroma=1, level=4),
-    "face2": EulerianSettings(21, 30, Band("butterworth", .5, 10), 80, 0),
+    "face2": EulerianSettings(21, 30, Band("butterworth", .5/2, 10/2), 80, 0),
     "face2-colour": EulerianSettings(51, 30, Band("ideal", 50/60, 60/60), chroma=1, level=6),
     "guitar": EulerianSettings(51, 600, Band("ideal", 72, 92), 10, 0),
     "guitar-a": EulerianSettings(101, 600, Band("ideal", 100, 120), 10, 0),
-    "shadow": EulerianSettings(6, 30, Band("butterworth", .5, 10), 48, 0),
-    "subway": EulerianSettings(61, 30, Band("butterworth", 3.6, 6.2), 90, .3),
+    "shadow": EulerianSettings(6, 30, Band("butterworth", .5/2, 10/2), 48, 0),
+    "subway": EulerianSettings(61, 30, Band("butterworth", 3.6/2, 6.2/2), 90, .3),
     "wrist": EulerianSettings(11, 30, Band("iir", .05, .4)),
 }
 

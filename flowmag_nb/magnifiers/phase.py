@@ -96,7 +96,7 @@ def synthesise(
     "Add one band to a picture's spectrum."
     spectrum[:, band.rows[:, None], band.columns] += torch.fft.fft2(waves, norm="forward") * band.gain
 
-# %% ../../nbs/core/06_magnifiers/phase.ipynb #108fde98
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #1e04ac72
 class PhaseSettings(NamedTuple):
     "What to look for in a clip."
     alpha: float            # total factor the authors chose; the caller's wins
@@ -109,7 +109,7 @@ class PhaseSettings(NamedTuple):
 
 PHASE_PRESETS = {
     "baby": PhaseSettings(21, 30, Band("iir", .04, .4), 5, .25),
-    "camera": PhaseSettings(121, 300, Band("butterworth", 36, 62), 5),
+    "camera": PhaseSettings(121, 300, Band("butterworth", 36/2, 62/2), 5),
     "car_engine": PhaseSettings(16, 400, Band("fir", 15, 25), 3, 1, 4),
     "crane": PhaseSettings(101, 24, Band("fir", .2, .25), 5),
     "crane_crop": PhaseSettings(76, 24, Band("fir", .2, .25), 5),
