@@ -79,3 +79,4 @@ register_magnifier("warp-nearest", "flowmag_nb.magnifiers.forward_warp:warp_near
 register_magnifier("warp-bilinear", "flowmag_nb.magnifiers.forward_warp:warp_bilinear", "the same, each pixel spread over four")
 register_magnifier("eulerian", "flowmag_nb.magnifiers.eulerian:eulerian", "Wu et al. 2012: pixels band-passed over time and amplified; motion and colour")
 register_magnifier("phase", "flowmag_nb.magnifiers.phase:phase", "Wadhwa et al. 2013: local phase band-passed over time and amplified")
+register_magnifier("riesz", "flowmag_nb.magnifiers.riesz:riesz", "Wadhwa et al. 2014: the same by a Riesz pyramid, several times faster")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHASE_PRESETS', 'low_pass_ring', 'wedge', 'Filter', 'steerable_filters', 'analyse', 'synthesise', 'PhaseSettings',
-           'Phase', 'brightness', 'weighted_blur', 'phase']
+           'brightness', 'weighted_blur', 'Phase', 'phase']
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #16c28ec4
 import math
@@ -39,7 +39,7 @@ def wedge(
     away = torch.remainder(angle - math.pi * k / orientations + math.pi, 2*math.pi) - math.pi
     return math.sqrt(2 * power) * torch.cos(away)**order * (away.abs() < math.pi / 2)
 
-# %% ../../nbs/core/06_magnifiers/phase.ipynb #fe90206f
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #451558f3
 class Filter(NamedTuple):
     "One band of the pyramid in the Fourier domain."
     rows: Tensor     # (h',) which rows of the full spectrum
@@ -58,7 +58,7 @@ def _is_fast(n):
         while n % p == 0: n //= p
     return n == 1
 
-
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #f09eb0cb
 def steerable_filters(
     height: int,             # px
     width: int,              # px
@@ -79,7 +79,7 @@ def steerable_filters(
             filters.append(Filter(rows, columns, gain[rows][:, columns].float()))
     return filters, (1 - rings[0] + rings[-1]).float()
 
-
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #ffdc8ea2
 def analyse(
     spectrum: Tensor,  # (b, h, w) of real pictures, `fft2` with norm='forward'
     band: Filter,      # which one
@@ -118,7 +118,30 @@ PHASE_PRESETS = {
     "throat": PhaseSettings(101, 1900, Band("fir", 90, 110), 3),
 }
 
-# %% ../../nbs/core/06_magnifiers/phase.ipynb #228cdca2
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #8d57815b
+def brightness(
+    frame: Tensor, # (b, 3, h, w) RGB
+) -> Tensor: # (b, h, w)
+    "The Y of YIQ; what is added to it is added to all three channels."
+    return torch.einsum("c,bchw->bhw", frame.new_tensor([.299, .587, .114]), frame)
+
+
+def weighted_blur(
+    values: Tensor,   # (b, h, w)
+    weight: Tensor,   # (b, h, w) >= 0
+    sigma: float,     # px
+) -> Tensor: # (b, h, w)
+    "Gaussian mean of `values`, each counting by its weight."
+    if sigma == 0: return values
+    both = blur(torch.stack([values * weight, weight], 1), sigma)
+    return both[:, 0] / both[:, 1].clamp_min(1e-9)
+
+
+def _parts(frames, size=16):
+    "Slices of a few frames, so that only what time needs is held for all of them"
+    return [slice(start, start + size) for start in range(0, len(frames), size)]
+
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #868b451b
 class Phase(Magnifier):
     "Band-passed local phase, amplified (Wadhwa et al., SIGGRAPH 2013)."
     def __init__(
@@ -166,29 +189,6 @@ class Phase(Magnifier):
         turn = weighted_blur(turn, waves.abs(), self.settings.sigma)
         here = factor[part] if factor.shape[-1] == 1 else resize(factor[part], turn.shape[-2:])
         return waves * (torch.exp(1j * here[:, 0] * turn) - 1)
-
-
-def _parts(frames, size=16):
-    "Slices of a few frames, so that only what time needs is held for all of them"
-    return [slice(start, start + size) for start in range(0, len(frames), size)]
-
-
-def brightness(
-    frame: Tensor, # (b, 3, h, w) RGB
-) -> Tensor: # (b, h, w)
-    "The Y of YIQ; what is added to it is added to all three channels."
-    return torch.einsum("c,bchw->bhw", frame.new_tensor([.299, .587, .114]), frame)
-
-
-def weighted_blur(
-    values: Tensor,   # (b, h, w)
-    weight: Tensor,   # (b, h, w) >= 0
-    sigma: float,     # px
-) -> Tensor: # (b, h, w)
-    "Gaussian mean of `values`, each counting by its weight."
-    if sigma == 0: return values
-    both = blur(torch.stack([values * weight, weight], 1), sigma)
-    return both[:, 0] / both[:, 1].clamp_min(1e-9)
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #f2272e08
 def phase(
