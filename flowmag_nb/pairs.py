@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'PERCENTILES', 'Pair', 'Clip', 'pair_starts', 'find_clips', 'list_pairs', 'read_pairs', 'flow_percentiles',
-           'pair_statistics', 'keep_pairs', 'run_shards', 'shard_files', 'measure_pairs', 'read_statistics',
-           'count_pairs']
+           'pair_statistics', 'keep_pairs', 'measure_pairs', 'read_statistics', 'count_pairs']
 
-# %% ../nbs/core/10_pairs.ipynb #cea2b5b8
+# %% ../nbs/core/10_pairs.ipynb #1453db92
 import hashlib
 import json
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .shards import import_extra, run_shards, shard_files, this_process
 from .warp import resize
 
 # %% ../nbs/core/10_pairs.ipynb #cebc141c
@@ -241,68 +239,6 @@ def keep_pairs(
     "Which pairs satisfy the bounds (defaults: FlowMag's)."
     return (table.mse > mse) & (table.p99_9 <= p99_9) & (table.p80 <= p80) & (table.p0_01 <= p0_01)
 
-# %% ../nbs/core/10_pairs.ipynb #b9843557
-def _optional(name):
-    "Import what only data preparation needs"
-    try: return __import__(name)
-    except ImportError as e: raise ImportError(f"preparing pairs needs {name}: pip install 'flowmag_nb[data]'") from e
-
-
-def _process():
-    "This process among those that work together; alone where nothing launched more"
-    return _optional("accelerate").PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-
-
-def _replace(path, write):
-    "Let `write` make the file `path`, under another name until it is complete"
-    write(partial := path.with_name(f".{path.name}.partial"))
-    os.replace(partial, path)
-
-
-def _check_manifest(folder, asked):
-    "Raise unless the work in `folder` is what is `asked` for"
-    there = json.loads((folder/"manifest.json").read_text())
-    differ = [f"{key} {there.get(key)!r} there, {value!r} asked" for key, value in asked.items() if there.get(key) != value]
-    if differ: raise ValueError(f"{folder} holds other work ({'; '.join(differ)}); continue with the same, or choose a new folder")
-
-# %% ../nbs/core/10_pairs.ipynb #2f5d427a
-def run_shards(
-    folder:str|Path,                    # where results go
-    items:list,                         # JSON-serialisable, in the same order in every process
-    work:Callable[[list, Path], None],  # writes the result of some items to a file
-    shard:int,                          # items per file
-    suffix:str,                         # of the files, for example '.parquet'
-    **settings,                         # what else results depend on
-)->list[Path]: # one file per shard
-    "Do what is not done yet, and return when all processes are through."
-    from tqdm import tqdm
-    process, folder, count = _process(), Path(folder), math.ceil(len(items)/shard)
-    digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
-    manifest = dict(settings, suffix=suffix, shards=count, shard_size=shard, items=f"{len(items)} ({digest})")
-    if process.is_main_process and not (folder/"manifest.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder/"manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1)))
-    process.wait_for_everyone()
-    _check_manifest(folder, manifest)
-    for k in tqdm(range(process.process_index, count, process.num_processes), folder.name, disable=None if process.is_main_process else True):
-        path = folder/f"{k:05}{suffix}"
-        if not path.exists(): _replace(path, lambda partial: work(items[k*shard:(k + 1)*shard], partial))
-    process.wait_for_everyone()
-    return shard_files(folder)
-
-
-def shard_files(
-    folder:str|Path, # that `run_shards` worked in
-)->list[Path]: # one per shard
-    "The results of finished work."
-    folder = Path(folder)
-    if not (folder/"manifest.json").is_file(): raise FileNotFoundError(f"{folder} holds no manifest.json, so nobody has worked there")
-    manifest = json.loads((folder/"manifest.json").read_text())
-    files = [folder/f"{k:05}{manifest['suffix']}" for k in range(manifest["shards"])]
-    missing = sum(not path.exists() for path in files)
-    if missing: raise ValueError(f"{folder} is not complete, {missing} of {len(files)} shards are missing; run the same work again to continue")
-    return files
-
 # %% ../nbs/core/10_pairs.ipynb #edcde60e
 def _describe(net):
     "Class, plain settings and weights of a network, in one line"
@@ -321,7 +257,7 @@ def _measure(pairs, flow_net, size, batch, device):
         for pair, images, error in some:
             yield {**pair._asdict(), **(next(numbers) if images else dict.fromkeys(("mse", *PERCENTILES), math.nan)), "error": error}
 
-# %% ../nbs/core/10_pairs.ipynb #bb4fafde
+# %% ../nbs/core/10_pairs.ipynb #c1da1c2a
 def measure_pairs(
     pairs:list[Pair],  # as from `list_pairs`
     folder:str|Path,   # of the statistics; finished shards there are kept
@@ -331,7 +267,7 @@ def measure_pairs(
     shard:int=256,     # pairs per file: what an interruption may cost
 )->"pd.DataFrame": # as `read_statistics`
     "Statistics of pairs, continued where an earlier run was interrupted."
-    pandas, _, process = _optional("pandas"), _optional("pyarrow"), _process()
+    pandas, _, process = import_extra("pandas"), import_extra("pyarrow"), this_process()
     if not pairs: raise ValueError("pairs must hold at least one pair, got none")
     flow_net = flow_net.to(process.device).eval()
     def work(items, path):
@@ -354,7 +290,7 @@ def read_statistics(
     folder:str|Path, # that `measure_pairs` finished
 )->"pd.DataFrame": # fields of `Pair`, 'mse', 'p99_9', 'p80', 'p0_01', and 'error' ('' where all is well)
     "Statistics of all pairs, in sorted order."
-    pandas = _optional("pandas")
+    pandas = import_extra("pandas")
     return pandas.concat([pandas.read_parquet(path) for path in shard_files(folder)], ignore_index=True)
 
 # %% ../nbs/core/10_pairs.ipynb #d291b897

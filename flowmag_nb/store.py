@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pack_pairs', 'PairStore']
 
-# %% ../nbs/core/10a_store.ipynb #73faf103
+# %% ../nbs/core/10a_store.ipynb #27bfcd8a
 import csv
 import io
 import json
@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .pairs import Pair, read_pairs, run_shards, shard_files
+from .pairs import Pair, read_pairs
+from .shards import run_shards, shard_files
 
 # %% ../nbs/core/10a_store.ipynb #140d8dbd
 def _png(image, short_side):
