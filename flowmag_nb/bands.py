@@ -150,7 +150,7 @@ def band_pass(
     unit = 1 if band.kind == "iir" else fps
     return StreamingFilter(low_pass(band.kind, band.high / unit), low_pass(band.kind, band.low / unit))
 
-# %% ../nbs/core/05a_bands.ipynb #21a36294
+# %% ../nbs/core/05a_bands.ipynb #daef9adf
 def over_clip(
     pairs: Iterable[tuple[Tensor, Tensor]],        # (reference, frame) batches of a clip, in time order
     magnify: Callable[[Tensor, Tensor], Tensor],   # (1 or b, 3, h, w), (b, 3, h, w) -> (b, 3, h, w)
@@ -163,7 +163,9 @@ def over_clip(
     references, frames = zip(*pairs)
     shared = all(r.data_ptr() == references[0].data_ptr() and len(_once(r)) == 1 for r in references)
     reference = references[0][:1] if shared else torch.cat(references)
-    yield from magnify(reference, torch.cat(frames)).split([len(frame) for frame in frames])
+    sizes, clip = [len(frame) for frame in frames], torch.cat(frames)
+    del references, frames
+    yield from magnify(reference, clip).split(sizes)
 
 
 def _once(reference):

@@ -58,7 +58,9 @@ def _is_fast(n):
         while n % p == 0: n //= p
     return n == 1
 
-# %% ../../nbs/core/06_magnifiers/phase.ipynb #f09eb0cb
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #0e6bb394
+_FLANKS = {1: 1., .5: .75, .25: .5}  # bandwidth -> width of the flanks, octaves
+
 def steerable_filters(
     height: int,             # px
     width: int,              # px
@@ -68,9 +70,8 @@ def steerable_filters(
     "A complex steerable pyramid for pictures of one size."
     fy, fx = (2*math.pi * torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
     radius, angle = torch.hypot(fy[:, None], fx), torch.atan2(fy[:, None], fx.expand(height, -1))
-    flank = {1: 1., .5: .75, .25: .5}[octaves]
     edges = [math.pi * 2**(-octaves * i) for i in range(round((math.log2(min(height, width)) - 2) / octaves) + 1)]
-    rings = [low_pass_ring(radius, edge, flank)**2 for edge in edges]
+    rings = [low_pass_ring(radius, edge, _FLANKS[octaves])**2 for edge in edges]
     filters = []
     for outer, inner, edge in zip(rings, rings[1:], edges):
         rows, columns = _box(height, edge), _box(width, edge)
@@ -118,7 +119,7 @@ PHASE_PRESETS = {
     "throat": PhaseSettings(101, 1900, Band("fir", 90, 110), 3),
 }
 
-# %% ../../nbs/core/06_magnifiers/phase.ipynb #8d57815b
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #5273fabd
 def brightness(
     frame: Tensor, # (b, 3, h, w) RGB
 ) -> Tensor: # (b, h, w)
@@ -137,11 +138,16 @@ def weighted_blur(
     return both[:, 0] / both[:, 1].clamp_min(1e-9)
 
 
+def _turn(now, before, band, part):
+    "Phase of a part of `now` against `before`, (b, h', w')"
+    return (analyse(now[part], band) * analyse(before if len(before) == 1 else before[part], band).conj()).angle()
+
+
 def _parts(frames, size=16):
     "Slices of a few frames, so that only what time needs is held for all of them"
     return [slice(start, start + size) for start in range(0, len(frames), size)]
 
-# %% ../../nbs/core/06_magnifiers/phase.ipynb #868b451b
+# %% ../../nbs/core/06_magnifiers/phase.ipynb #ae9c39bc
 class Phase(Magnifier):
     "Band-passed local phase, amplified (Wadhwa et al., SIGGRAPH 2013)."
     def __init__(
@@ -149,24 +155,24 @@ class Phase(Magnifier):
         settings: PhaseSettings, # one of `PHASE_PRESETS`, or your own
     ):
         super().__init__()
-        if settings.octaves not in (1, .5, .25): raise ValueError(f"octaves must be 1, 1/2 or 1/4, got {settings.octaves}")
+        if settings.octaves not in _FLANKS: raise ValueError(f"octaves must be 1, 1/2 or 1/4, got {settings.octaves}")
         self.settings = settings._replace(band=check_band(settings.band, settings.fps))
 
     def forward(self, reference, frame, alpha):
-        return self._magnify(reference, frame, alpha, self._filters(frame), None)
+        return self._magnify(reference, frame, alpha, self._plan(frame)[0], None)
 
     def stream(self, pairs, alpha):
-        state = {}
+        plan = []
         def magnify(reference, frame):
-            if not state:
-                state["filters"] = self._filters(frame)
-                state["keep"] = [band_pass(self.settings.band, self.settings.fps) for _ in state["filters"]]
-            return self._magnify(reference, frame, alpha, state["filters"], state["keep"])
+            if not plan: plan.extend(self._plan(frame))
+            return self._magnify(reference, frame, alpha, *plan)
         yield from over_clip(pairs, magnify, self.settings.band.whole)
 
-    def _filters(self, frame):
+    def _plan(self, frame):
+        "The pyramid for frames of this size, and a fresh filter of time for each band"
         filters, _ = steerable_filters(*frame.shape[-2:], self.settings.octaves, self.settings.orientations)
-        return [Filter(*(part.to(frame.device) for part in band)) for band in filters]
+        filters = [Filter(*(part.to(frame.device) for part in band)) for band in filters]
+        return filters, [band_pass(self.settings.band, self.settings.fps) for _ in filters]
 
     def _magnify(self, reference, frame, alpha, filters, keep):
         check_frames(reference.expand_as(frame), frame)
@@ -174,21 +180,16 @@ class Phase(Magnifier):
         before, now = (torch.fft.fft2(brightness(x), norm="forward") for x in (reference, frame))
         change = torch.zeros_like(now)
         for k, band in enumerate(filters):
-            turn = torch.cat([self._turn(before, now, band, part) for part in _parts(now)])
+            turn = torch.cat([_turn(now, before, band, part) for part in _parts(now)])
             if keep: turn = keep[k](turn)
             for part in _parts(now): synthesise(self._moved(now[part], turn[part], factor, band, part), band, change[part])
         return (frame + torch.fft.ifft2(change, norm="forward").real[:, None]).clamp(0, 1)
 
-    def _turn(self, before, now, band, part):
-        "Phase of `now` against `before`, (b, h', w')"
-        return (analyse(now[part], band) * analyse(before if len(before) == 1 else before[part], band).conj()).angle()
-
     def _moved(self, spectrum, turn, factor, band, part):
         "What turning by `factor` times the averaged `turn` adds to the waves"
-        waves = analyse(spectrum, band)
-        turn = weighted_blur(turn, waves.abs(), self.settings.sigma)
-        here = factor[part] if factor.shape[-1] == 1 else resize(factor[part], turn.shape[-2:])
-        return waves * (torch.exp(1j * here[:, 0] * turn) - 1)
+        waves, here = analyse(spectrum, band), factor[part]
+        if here.shape[-1] > 1: here = resize(here, turn.shape[-2:])
+        return waves * (torch.exp(1j * here[:, 0] * weighted_blur(turn, waves.abs(), self.settings.sigma)) - 1)
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #f2272e08
 def phase(

@@ -53,7 +53,17 @@ def turn(
     along = (phase[:, 0] * waves.x + phase[:, 1] * waves.y) / angle.clamp_min(1e-12)
     return (angle.cos() * waves.real - angle.sin() * along)[:, None]
 
-# %% ../../nbs/core/06_magnifiers/riesz.ipynb #84762a3a
+# %% ../../nbs/core/06_magnifiers/riesz.ipynb #4c47921e
+def _grey(frame):
+    "Brightness, (b, 1, h, w)"
+    return torch.einsum("c,bchw->bhw", frame.new_tensor([.299, .587, .114]), frame)[:, None]
+
+
+def _mean(values, weight, sigma):
+    "Gaussian mean of `values`, each counting by its weight"
+    return blur(values * weight, sigma) / blur(weight, sigma).clamp_min(1e-9)
+
+# %% ../../nbs/core/06_magnifiers/riesz.ipynb #d7f6c81b
 class Riesz(Magnifier):
     "Band-passed phase of a Riesz pyramid, amplified (Wadhwa et al., ICCP 2014)."
     def __init__(
@@ -79,21 +89,15 @@ class Riesz(Magnifier):
         before, now = (laplacian(_grey(x)) for x in (reference, frame))
         change = [torch.zeros_like(level) for level in now]
         for k in range(len(now) - 1):
-            waves = riesz_pair(now[k])
             if k not in state: state[k] = fresh()
+            waves = riesz_pair(now[k])
             phase = state[k](phase_vector(waves, riesz_pair(before[k])))
-            amplitude = torch.sqrt(waves.real**2 + waves.x**2 + waves.y**2)[:, None]
-            phase = blur(phase * amplitude, self.sigma) / blur(amplitude, self.sigma).clamp_min(1e-9)
+            phase = _mean(phase, torch.stack(waves, 1).norm(dim=1, keepdim=True), self.sigma)
             here = factor if factor.shape[-1] == 1 else resize(factor, phase.shape[-2:])
             change[k] = turn(waves, here * phase) - now[k]
         return (frame + collapse(change)).clamp(0, 1)
 
-
-def _grey(frame):
-    "Brightness, (b, 1, h, w)"
-    return torch.einsum("c,bchw->bhw", frame.new_tensor([.299, .587, .114]), frame)[:, None]
-
-
+# %% ../../nbs/core/06_magnifiers/riesz.ipynb #94bb6b30
 def riesz(
     weights: None = None,                    # there are none
     band: Band = Band("butterworth", .4, 3), # kind, low, high; or such a tuple
