@@ -80,3 +80,4 @@ register_magnifier("warp-bilinear", "flowmag_nb.magnifiers.forward_warp:warp_bil
 register_magnifier("eulerian", "flowmag_nb.magnifiers.eulerian:eulerian", "Wu et al. 2012: pixels band-passed over time and amplified; motion and colour")
 register_magnifier("phase", "flowmag_nb.magnifiers.phase:phase", "Wadhwa et al. 2013: local phase band-passed over time and amplified")
 register_magnifier("riesz", "flowmag_nb.magnifiers.riesz:riesz", "Wadhwa et al. 2014: the same by a Riesz pyramid, several times faster")
+register_magnifier("flavr", "flowmag_nb.magnifiers.flavr:flavr", "Kalluri et al. 2023: 3-D U-Net for alpha 10; magnification weights were never published")
