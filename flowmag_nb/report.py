@@ -104,7 +104,7 @@ def _html(kind, content):
     tag = dict(title="h1", heading="h2", item="li").get(kind, "p")
     return f"<{tag}>{escape(content)}</{tag}>"
 
-# %% ../nbs/core/15a_report.ipynb #811d1c37
+# %% ../nbs/core/15a_report.ipynb #dfb1695c
 _STYLE = ("body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}"
           "td:first-child,th:first-child{text-align:left}img,video{max-width:100%}figure{margin:1.5em 0}figcaption{color:#555}")
 
@@ -113,7 +113,7 @@ def _page(table, title, pictures):
     "Blocks (kind, content) of the report"
     yield "title", title
     for data, part in table.groupby("data", sort=False):
-        yield "heading", f"{data}, alpha {part.alpha.iloc[0]:g}" if part.alpha.nunique() == 1 else str(data)
+        yield "heading", f"{data}, alpha {part.alpha.iloc[0]:g}" if "alpha" in part else str(data)
         yield "table", readable(part)
         for picture in pictures.get(data, {}).items(): yield "picture", picture
     yield "heading", "How to read the numbers"
