@@ -37,8 +37,10 @@ def _from_root(markdown):
         return before + posixpath.normpath(posixpath.join('nbs', target))
     return re.sub(r'(\]\(|src="|href=")([^)"\s]+)', fix, markdown)
 
-# %% ../nbs/core/22_readme.ipynb #986198d6
+# %% ../nbs/core/22_readme.ipynb #8b549c8e
 _HEAD = "<!-- Written from nbs/index.ipynb by `make notebooks`: edit that notebook. -->\n\n"
+
+_UNSEEN = re.compile(r'^#\|\s*echo:\s*false\s*$', re.M)
 
 def render_readme(
     root:Path, # project folder
@@ -50,8 +52,11 @@ def render_readme(
     nb = nbformat.read(root/'nbs'/'index.ipynb', as_version=4)
     nb.metadata['language_info'] = {'name': 'python'}
     nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide\s*$', c.source, re.M)]
-    for cell in nb.cells: cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
-    config = Config(ExtractOutputPreprocessor=dict(output_filename_template='../figures/index_{cell_index}_{index}{extension}'))
+    for cell in nb.cells:
+        if cell.cell_type == 'code' and _UNSEEN.search(cell.source): cell.metadata['tags'] = ['unseen']
+        cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
+    config = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={'unseen'}),
+                    ExtractOutputPreprocessor=dict(output_filename_template='../figures/index_{cell_index}_{index}{extension}'))
     body, resources = MarkdownExporter(config=config).from_notebook_node(nb)
     text = _from_root(body).replace('<!-- notebooks -->', notebook_map(root))
     files = {name.removeprefix('../'): data for name, data in resources['outputs'].items()}
