@@ -335,7 +335,7 @@ def _call(function, typed):
         else: words.append(value)
     return function(*words, **options)
 
-# %% ../nbs/core/20_cli.ipynb #36876f93
+# %% ../nbs/core/20_cli.ipynb #776bcd23
 def _warn(message, *_, **__): print(f"flowmag: warning: {message}", file=sys.stderr)
 
 
@@ -353,7 +353,7 @@ def main(
         if text: print(text, flush=True)
         return 0
     except KeyboardInterrupt:
-        print("flowmag: interrupted, nothing was written", file=sys.stderr)
+        print("flowmag: interrupted, no unfinished output is left", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left, as in `| head`

@@ -213,7 +213,7 @@ def test_killed_half_way(how, code, clips, tmp_path):
     said = process.communicate()[1]
     assert process.returncode == code and out.read_bytes() == b"here before"
     if how == signal.SIGINT:
-        assert said == "flowmag: interrupted, nothing was written\n" and len(list(tmp_path.iterdir())) == 1
+        assert said == "flowmag: interrupted, no unfinished output is left\n" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.fixture
