@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIE', 'unfold', 'move', 'Lagrangian']
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c893ed29
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #30563376
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..flow import check_frames, load_flow
 from ..flow.clg import CELL, Estimate, Membrane, gather, hierarchy, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha
-from ..warp import invert, resize, resize_flow, warp
+from ..warp import invert, length, resize, resize_flow, warp
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #dfd5a8e0
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
 def unfold(
     displacement: Tensor,  # (b, 2, h, w) px: pixel p is to move to p + displacement(p)
     weight: Tensor,        # (b, 1, h, w) > 0, about 1: how firmly each pixel holds on to it
@@ -29,7 +29,7 @@ def unfold(
     bent, owed = displacement, (0., 0.)
     for _ in range(rounds):
         wanted = [s + o for s, o in zip(slopes(bent), owed)]
-        allowed = [w * (limit / w.norm(dim=1, keepdim=True).clamp_min(1e-9)).clamp_max(1) for w in wanted]
+        allowed = [w * (limit / length(w)).clamp_max(1) for w in wanted]
         owed = [w - a for w, a in zip(wanted, allowed)]
         bent = solve(levels, weight * displacement + TIE * gather(*(a - o for a, o in zip(allowed, owed))), bent)
     return bent
@@ -37,7 +37,7 @@ def unfold(
 
 TIE = 0.5  # ADMM's penalty: changes how fast it converges, not where to
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #7d8411f2
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #1016d3db
 def move(
     frame: Tensor,      # (b, 3, h, w) in [0, 1]
     motion: Estimate,   # from the reference to `frame`
@@ -47,7 +47,7 @@ def move(
     size, cells = frame.shape[-2:], [-(-n // CELL) for n in frame.shape[-2:]]
     alpha = resize(alpha_planes(alpha).expand(-1, 1, *size), cells)
     wanted = alpha * resize_flow(motion.flow, cells)
-    firm = (resize(motion.confidence, cells) + 0.02) * (1 + wanted.norm(dim=1, keepdim=True))
+    firm = (resize(motion.confidence, cells) + 0.02) * (1 + length(wanted))
     back = invert(unfold(wanted, firm))
     share = 1 - 1 / warp(alpha, back, padding_mode="border")
     return warp(frame, resize_flow(share * back, size), "bicubic", padding_mode="border").clamp(0, 1)
