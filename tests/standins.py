@@ -1,4 +1,5 @@
 """Small clips and quick magnifiers for tests that are about files and processes, not about motion."""
+import signal
 import sys
 import time
 
@@ -24,6 +25,11 @@ class Slow(Exaggerate):
 
 register_magnifier("exaggerate", lambda weights=None: Exaggerate(), "pixel changes times alpha")
 register_magnifier("slow", lambda weights=None: Slow(), "the same, slowly")
+
+
+def listening():
+    """For a child before it starts: a shell's background jobs ignore Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def sway(frames=12, height=48, width=64):

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from standins import sway, write
+from standins import listening, sway, write
 
 from flowmag_nb.cli import COMMANDS, main
 from flowmag_nb.video import Video
@@ -187,7 +187,7 @@ def test_info_and_assets(clips, capsys):
 def start(*words, **options):
     """The command in a process of its own, once it has begun to magnify."""
     process = subprocess.Popen([sys.executable, STANDINS, "magnify", *map(str, words), "--model", "slow", "--batch", "2"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"preexec_fn": listening, **options})
     assert process.stdout.readline() == "begun\n", process.stderr.read()
     return process
 

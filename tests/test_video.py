@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from standins import listening
 
 from flowmag_nb.video import Video, VideoWriter, check_output
 
@@ -363,7 +364,8 @@ def test_interrupted(tmp_path, name, sent):
     "Ctrl-C leaves nothing, kill -9 nothing under the name of the output; an older output stays."
     older = name != "out"
     if older: (tmp_path/name).write_bytes(b"older result")
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITE), str(tmp_path/name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(WRITE), str(tmp_path/name)], preexec_fn=listening,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "going\n"
     process.send_signal(sent)
     _, trace = process.communicate(timeout=60)
