@@ -138,12 +138,12 @@ def compare_methods(
     page = write_report(table, folder, f"{name}, {alpha:g} times", {name: pictures})
     return "" if quiet else f"{_table_text(table)}\n{page}"
 
-# %% ../nbs/core/20_cli.ipynb #a9e32b27
+# %% ../nbs/core/20_cli.ipynb #d8927b25
 def _test_set(name, samples, size, seed, photos, cutouts):
     "A rendered test set by its name, from folders of pictures or from computed ones"
     from flowmag_nb.collage import Cutouts, Photographs
-    from flowmag_nb.sets import NoiseSet, SubpixelSet
-    kinds = dict(subpixel=(SubpixelSet, {}), noise=(NoiseSet, dict(motion=2.)), noise005=(NoiseSet, dict(motion=.05)))
+    from flowmag_nb.sets import NoiseSet, StillSet, SubpixelSet
+    kinds = dict(subpixel=(SubpixelSet, {}), noise=(NoiseSet, dict(motion=2.)), noise005=(NoiseSet, dict(motion=.05)), still=(StillSet, {}))
     if name not in kinds: raise ValueError(f"set must be one of {', '.join(kinds)}, got {name!r}")
     kind, options = kinds[name]
     return kind(Photographs(photos) if photos else None, Cutouts(cutouts) if cutouts else None, per_level=samples, size=size, seed=seed, **options)
@@ -152,7 +152,8 @@ def _test_set(name, samples, size, seed, photos, cutouts):
 def evaluate_methods(
     output: str,                # folder for table and report
     *,
-    set: str = "subpixel",      # subpixel, noise (motion of 2 px) or noise005 (0.05 px)
+    set: str = "subpixel",      # subpixel, noise (motion of 2 px), noise005 (0.05 px) or still (nothing moves)
+    crf: str | None = None,     # encode the inputs by H.264 first, 18,23,28 for example; as they are without it
     methods: str = "lagrangian,warp-bilinear,oh2018",  # name or name:option=value,... of each, see `flowmag info`
     judges: str = "raft-small", # flow networks that measure what was achieved
     levels: str | None = None,  # some of the set's, 0.04,0.1,1 for example
@@ -161,18 +162,22 @@ def evaluate_methods(
     seed: int = 0,              # of the samples
     photos: str | None = None,  # folder of photographs to render from; computed materials without it
     cutouts: str | None = None, # folder of cut-out objects; computed ones without it
+    shelf: str | None = None,   # folder where results are kept and found again; `results` in the output without it
     device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
     quiet: bool = False,        # print errors only
 ) -> str: # the table, and where the report is
     """Run methods on rendered pairs whose truth is known.
 
     flowmag evaluate subpixel-results --set subpixel --samples 5 --photos photos --cutouts cutouts"""
+    import pandas as pd
     from flowmag_nb.compare import evaluate
     from flowmag_nb.report import write_report
+    from flowmag_nb.sets import Encoded
     folder, chosen = Path(output), levels and [float(level) for level in levels.split(",")]
     scenes = _test_set(set, samples, size, seed, photos, cutouts)
     folder.mkdir(parents=True, exist_ok=True)
-    table = evaluate(scenes, methods, judges, chosen, folder=folder / "results", device=device, progress=not quiet)
+    sets = [Encoded(scenes, int(c)) for c in crf.split(",")] if crf else [scenes]
+    table = pd.concat([evaluate(s, methods, judges, chosen, folder=shelf or folder / "results", device=device, progress=not quiet) for s in sets], ignore_index=True)
     table.to_csv(folder / "table.csv", index=False)
     page = write_report(table, folder, f"Methods on the {scenes.name} test, {samples} samples a level")
     return "" if quiet else f"{_table_text(table)}\n{page}"

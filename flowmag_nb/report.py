@@ -58,7 +58,7 @@ def outputs(
     made = table[(table.data == data) & table.output.notna()].drop_duplicates("method")
     return {label: Video(path) for label, path in zip(made.method, made.output)}
 
-# %% ../nbs/core/15a_report.ipynb #b2c316a9
+# %% ../nbs/core/15a_report.ipynb #567b1031
 READING = {
     "motion_error": "px, gap between the output's motion and alpha times the input's, by component (the paper's)",
     "magnification_error": "gap between their ratio and alpha; still pixels rule it (the paper's)",
@@ -67,12 +67,14 @@ READING = {
     "sharpness": "energy of the output's slopes, relative to the input's; 1 is as sharp",
     "flicker": "brightness change from frame to frame of what should look the same",
     "true_motion_error": "px, gap between the output's motion and alpha times the true motion",
+    "fair_motion_error": "the same, where the judge reads the true answer right to half a pixel",
+    "true_leakage": "px, motion of the output where truly nothing moves",
     "ssim": "similarity to the true magnified picture, 1 is equal",
     "seconds": "per frame, on the machine that made it",
     "times_fastest": "the same, relative to the fastest method",
 }
 
-
+# %% ../nbs/core/15a_report.ipynb #5798d58c
 def readable(
     table: pd.DataFrame,  # from `compare` or `evaluate`
 ) -> pd.DataFrame: # text, for people

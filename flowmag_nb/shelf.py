@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['code_hash', 'fingerprint', 'Shelf', 'clip_hash']
 
-# %% ../nbs/core/14a_shelf.ipynb #84743609
+# %% ../nbs/core/14a_shelf.ipynb #16d9ba41
 import hashlib
 import inspect
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from .metrics import weights_hash
 from .paths import cache_dir
 from .video import Video
 
-# %% ../nbs/core/14a_shelf.ipynb #6299cf95
+# %% ../nbs/core/14a_shelf.ipynb #05dc85af
 def _source(thing):
-    "The text that defines a function, a module or a class; a class from a notebook is its methods"
+    "The text that defines a function, a module or a class: its whole module, unless that is a register of others; in a notebook its methods"
     if inspect.isfunction(thing): return inspect.getsource(thing)
     module = thing if inspect.ismodule(thing) else sys.modules[thing.__module__]
-    if getattr(module, "__file__", None): return Path(module.__file__).read_text(encoding="utf-8")
+    if inspect.isclass(thing) and hasattr(module, "__path__"): return inspect.getsource(thing)
+    if getattr(module, "__file__", None): return re.sub(r"(?m)^# (%%|AUTO).*", "", Path(module.__file__).read_text(encoding="utf-8"))
     return "".join(inspect.getsource(f) for f in vars(thing).values() if inspect.isfunction(f))
 
 

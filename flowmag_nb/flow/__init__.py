@@ -99,7 +99,7 @@ class Registry:
         "Build `name`, ready to use."
         return self.builder(name)(weights=weights, **options).to(device or "cpu").eval()
 
-# %% ../../nbs/core/04_flow/base.ipynb #3546672c
+# %% ../../nbs/core/04_flow/base.ipynb #09ce0d59
 FLOW_NETS = Registry("FlowNet")
 register_flow, flow_names, load_flow = FLOW_NETS.register, FLOW_NETS.names, FLOW_NETS.load
 
@@ -109,6 +109,7 @@ register_flow("raft-large", "flowmag_nb.flow.raft:raft_large", "RAFT as FlowMag 
 register_flow("arflow", "flowmag_nb.flow.pwclite:arflow", "PWC-Lite trained without labels, FlowMag's other flow network")
 register_flow("pwcnet", "flowmag_nb.flow.pwcnet:pwcnet", "PWC-Net, one of the judges in FlowMag's tables")
 register_flow("gmflow", "flowmag_nb.flow.gmflow:gmflow", "GMFlow, FlowMag's judge of synthetic pairs; not for losses")
+register_flow("dis", "flowmag_nb.flow.dis:DIS", "OpenCV's dense inverse search, a fast judge that sits in no method; not for losses")
 
 # %% ../../nbs/core/04_flow/base.ipynb #61b5aae6
 def read_state(
