@@ -6,7 +6,7 @@
 __all__ = ['MIN_SIDE', 'read_mask', 'alpha_field', 'reference_index', 'frame_pairs', 'magnify_frames', 'pick_device',
            'pick_batch', 'MagnifyResult', 'magnify_video', 'beside']
 
-# %% ../nbs/core/08_magnify.ipynb #b7a38349
+# %% ../nbs/core/08_magnify.ipynb #0cfb1564
 import os
 import warnings
 from base64 import b64encode
@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from .magnifiers import MAGNIFIERS, Magnifier, as_alpha, load_magnifier
 from .video import Frame, Video, VideoWriter, check_output, to_images, to_tensor
+from .warp import resize as resized
 
-# %% ../nbs/core/08_magnify.ipynb #1694b93c
+# %% ../nbs/core/08_magnify.ipynb #0adf55f3
 def _load_mask(
     path: Path,
 ) -> np.ndarray: # (h, w) from a .npy file, or (h, w) float in [0, 1] from a grey image
@@ -53,18 +54,19 @@ def read_mask(
     mask: np.ndarray | Tensor | str | Path,  # (h, w) bool or float in [0, 1], or the path of a grey image or .npy file
     height: int,  # px, of the clip
     width: int,   # px
+    resize: bool = False, # bring it to this size
 ) -> Tensor: # (h, w) float32 in [0, 1]
     "The share of `alpha` each pixel gets."
     if isinstance(mask, (str, os.PathLike)): mask = _load_mask(Path(mask))
     mask = torch.as_tensor(mask)
-    if tuple(mask.shape) != (height, width):
-        raise ValueError(f"mask must have the clip's height and width ({height}, {width}), got {tuple(mask.shape)}")
+    if mask.ndim != 2 or (not resize and tuple(mask.shape) != (height, width)):
+        raise ValueError(f"mask must have the clip's height and width ({height}, {width}), got {tuple(mask.shape)}; resize=True stretches one")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(f"mask must be bool or float in [0, 1], got {str(mask.dtype)[6:]}; write mask > 0 or mask / 255")
     mask = mask.float()
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError(f"mask must lie in [0, 1], got {mask.min():g} to {mask.max():g}")
-    return mask
+    return resized(mask[None, None], (height, width))[0, 0]
 
 
 def alpha_field(
@@ -198,7 +200,7 @@ class MagnifyResult:
         return (f"MagnifyResult({self.source.name} -> {self.output.name}: {self.model}, alpha {self._alpha_text()}, "
                 f"{self.frames} frames in {self.seconds:.1f} s)")
 
-# %% ../nbs/core/08_magnify.ipynb #bfd8feed
+# %% ../nbs/core/08_magnify.ipynb #52fbd460
 MIN_SIDE = 32  # px; what Magnifiers ask for
 
 def _clip(source, fps, capture_fps):
@@ -244,7 +246,7 @@ def _progress(frames, total, wanted):
     hide = {} if wanted and in_notebook() else dict(disable=None if wanted else True)  # None: unless stderr is a terminal
     return tqdm(frames, total=total, desc="magnify", unit="frame", delay=1, leave=False, **hide)
 
-# %% ../nbs/core/08_magnify.ipynb #7d9308de
+# %% ../nbs/core/08_magnify.ipynb #0b5b6bd2
 def magnify_video(
     source,                                # video file, GIF, folder of images, array (t, h, w, 3) or `Video`
     output: str | Path | None = None,      # .mp4, .mkv (lossless), .gif or a folder of PNGs; None for a temporary .mp4
