@@ -109,7 +109,7 @@ def _comparison_figures(clips, folder):
     drawn = {f"{along} {line} through time": ("slices", show_xt(slices, float(clips["input"].fps), along)), f"frame {middle}": ("stills", stills)}
     return {caption: save_figure(folder / name, figure, version=_VERSION).name for caption, (name, figure) in drawn.items()}
 
-# %% ../nbs/core/20_cli.ipynb #878ae1d2
+# %% ../nbs/core/20_cli.ipynb #f9deee71
 def compare_methods(
     input: str,                  # video file, GIF or folder of images
     output: str,                 # folder for film, figures and report
@@ -120,6 +120,7 @@ def compare_methods(
     every: int = 1,              # look at every k-th frame
     frames: int | None = None,   # at most so many of them
     shrink: float = 1.,          # judge pictures so many times smaller, which is faster
+    shelf: str | None = None,    # folder where results are kept and found again; `results` in the output without it
     device: str | None = None,   # cpu, cuda or cuda:N; a GPU is used if there is one
     quiet: bool = False,         # print errors only
 ) -> str: # the table, and where the report is
@@ -131,14 +132,14 @@ def compare_methods(
     from flowmag_nb.video import Video
     folder, name = Path(output), Video(input).name
     folder.mkdir(parents=True, exist_ok=True)
-    table = compare(input, methods, alpha, judges, every=every, frames=frames, shrink=shrink, folder=folder / "results", device=device, progress=not quiet)
+    table = compare(input, methods, alpha, judges, every=every, frames=frames, shrink=shrink, folder=shelf or folder / "results", device=device, progress=not quiet)
     clips = outputs(table, name)
     pictures = {"all methods in step": grid_video(clips, folder / "side_by_side.mp4").name, **_comparison_figures(clips, folder)}
     table.to_csv(folder / "table.csv", index=False)
     page = write_report(table, folder, f"{name}, {alpha:g} times", {name: pictures})
     return "" if quiet else f"{_table_text(table)}\n{page}"
 
-# %% ../nbs/core/20_cli.ipynb #d8927b25
+# %% ../nbs/core/20_cli.ipynb #29ff2e2d
 def _test_set(name, samples, size, seed, photos, cutouts):
     "A rendered test set by its name, from folders of pictures or from computed ones"
     from flowmag_nb.collage import Cutouts, Photographs
@@ -148,7 +149,7 @@ def _test_set(name, samples, size, seed, photos, cutouts):
     kind, options = kinds[name]
     return kind(Photographs(photos) if photos else None, Cutouts(cutouts) if cutouts else None, per_level=samples, size=size, seed=seed, **options)
 
-
+# %% ../nbs/core/20_cli.ipynb #71623a99
 def evaluate_methods(
     output: str,                # folder for table and report
     *,
@@ -171,7 +172,8 @@ def evaluate_methods(
     flowmag evaluate subpixel-results --set subpixel --samples 5 --photos photos --cutouts cutouts"""
     import pandas as pd
     from flowmag_nb.compare import evaluate
-    from flowmag_nb.report import write_report
+    from flowmag_nb.plots import save_figure
+    from flowmag_nb.report import show_levels, write_report
     from flowmag_nb.sets import Encoded
     folder, chosen = Path(output), levels and [float(level) for level in levels.split(",")]
     scenes = _test_set(set, samples, size, seed, photos, cutouts)
@@ -179,7 +181,8 @@ def evaluate_methods(
     sets = [Encoded(scenes, int(c)) for c in crf.split(",")] if crf else [scenes]
     table = pd.concat([evaluate(s, methods, judges, chosen, folder=shelf or folder / "results", device=device, progress=not quiet) for s in sets], ignore_index=True)
     table.to_csv(folder / "table.csv", index=False)
-    page = write_report(table, folder, f"Methods on the {scenes.name} test, {samples} samples a level")
+    pictures = {data: {"level by level": save_figure(folder / data, show_levels(part), version=_VERSION).name} for data, part in table.groupby("data")}
+    page = write_report(table, folder, f"Methods on the {scenes.name} test, {samples} samples a level", pictures)
     return "" if quiet else f"{_table_text(table)}\n{page}"
 
 # %% ../nbs/core/20_cli.ipynb #92ff01b1
