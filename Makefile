@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PRESET ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 METADATA := settings.ini setup.py pyproject.toml .ci/constraints.txt
 
-.PHONY: help demo test notebooks bench lab clean
+.PHONY: help demo test notebooks reproduce bench lab clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -22,6 +23,9 @@ test: $(VENV)/dev.stamp ## check everything; ends in "N passed, N failed"
 notebooks: $(VENV)/dev.stamp ## clean the notebooks, export the modules, write the README
 	@echo "notebooks: clean, export, README"
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(BIN)/python -m flowmag_nb.readme
+
+reproduce: $(VENV)/dev.stamp ## make the paper's tables and figures (PRESET=smoke, demo or paper)
+	@$(BIN)/flowmag reproduce --preset $(PRESET)
 
 bench: $(VENV)/dev.stamp ## run the benchmark notebooks into reports/runs
 	@$(BIN)/python .ci/gate.py bench
