@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'BLEND', 'CELL', 'EDGE', 'TEAR', 'BEND', 'WEAK', 'SURE',
            'LUMA', 'slopes', 'gather', 'Membrane', 'coarser', 'hierarchy', 'v_cycle', 'solve', 'trust', 'resample',
-           'votes', 'ties', 'coarse_to_fine', 'Estimate', 'CLG']
+           'Overlap', 'overlap', 'votes', 'ties', 'settle', 'coarse_to_fine', 'Estimate', 'CLG']
 
-# %% ../../nbs/core/04_flow/clg.ipynb #9eb389db
+# %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -152,22 +153,41 @@ def resample(
     "`warp` whose shift of smooth pictures is right to about 3 % of the motion."
     return BLEND * warp(image, flow) + (1 - BLEND) * warp(image, flow, "bicubic")
 
-# %% ../../nbs/core/04_flow/clg.ipynb #8d1a9457
+# %% ../../nbs/core/04_flow/clg.ipynb #1dae9106
 CELL = 4  # px
 
-def votes(
+class Overlap(NamedTuple):
+    "Two pictures, laid over each other by the motion believed so far."
+    gx: Tensor      # (b, 1, h, w) brightness slope to the right, 1/px
+    gy: Tensor      # (b, 1, h, w) and downwards
+    change: Tensor  # (b, 1, h, w) brightness change that the motion leaves unexplained
+    motion: Tensor  # (b, 2, h, w) px
+
+    @property
+    def slope2(self) -> Tensor: # (b, 1, h, w) 1/px²
+        "Squared steepness."
+        return self.gx * self.gx + self.gy * self.gy
+
+
+def overlap(
     first: Tensor,   # (b, 1, h, w) brightness in [0, 1], sides multiples of CELL
     second: Tensor,  # (b, 1, h, w)
     flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
-) -> tuple[Tensor, Tensor]: # stiffness (b, 3, ...) and force (b, 2, ...) per cell, for motion measured in cells
-    "Linearise brightness constancy around `flow` and gather each cell's evidence."
+) -> Overlap:
+    "Linearise brightness constancy around `flow`."
     motion = resize_flow(flow, first.shape[-2:])
     found = resample(second, motion)
-    gx, gy = gradients((first + found) / 2)
-    change = found - first
-    t = trust(gx * gx + gy * gy, change)
+    return Overlap(*gradients((first + found) / 2), found - first, motion)
+
+
+def votes(
+    seen: Overlap,   # at full resolution
+    weight: Tensor,  # (b, 1, h, w) of each pixel, see `trust`
+) -> tuple[Tensor, Tensor]: # stiffness (b, 3, ...) and force (b, 2, ...) per cell, for motion measured in cells
+    "Gather each cell's evidence."
+    gx, gy, change, motion = seen
     target = gx * motion[:, :1] + gy * motion[:, 1:] - change
-    tx, ty = t * gx, t * gy
+    tx, ty = weight * gx, weight * gy
     gathered = blur(F.avg_pool2d(torch.cat([tx * gx, tx * gy, ty * gy, tx * target, ty * target], 1), CELL), 0.5)
     return gathered[:, :3] * CELL**2, gathered[:, 3:] * CELL
 
@@ -188,27 +208,36 @@ def ties(
     tie = smoothness / (1 + steep * (0.1 + 10 * edge / (1 + edge)))
     return F.pad((tie[..., 1:] + tie[..., :-1]) / 2, (0, 1)), F.pad((tie[..., 1:, :] + tie[..., :-1, :]) / 2, (0, 0, 0, 1))
 
-# %% ../../nbs/core/04_flow/clg.ipynb #2922f8ed
+# %% ../../nbs/core/04_flow/clg.ipynb #76181f5b
 WEAK = 0.2  # 1/cell²: a last pull to zero where nothing is known at all
+
+def settle(
+    data: Tensor,   # (b, 3, h, w) stiffness from `votes`
+    force: Tensor,  # (b, 2, h, w) from `votes`
+    tied: tuple[Tensor, Tensor], # from `ties`
+    flow: Tensor,   # (b, 2, h, w) cells: a first guess
+    steps: int = 2, # of the solver
+) -> Tensor: # (b, 2, h, w) cells
+    "The motion that suits votes and ties best."
+    data = data + WEAK * data.new_tensor([1, 0, 1])[:, None, None]
+    return solve(hierarchy(Membrane(data, *tied)), force, flow, steps)
+
 
 def coarse_to_fine(
     firsts: list[Tensor],    # finest first, each (b, 1, h, w), sides multiples of CELL
     seconds: list[Tensor],   # the same of the second frame
-    smoothness: float,       # 1/px², see `ties`
+    improve: Callable,       # (first, second, flow, level) -> better flow and stiffness of the data, level 0 the finest
     warps: int,              # linearisations per level
     start: Tensor | None,    # (b, 2, h, w) px of the finest level: the motion of the frame before
 ) -> tuple[Tensor, Tensor]: # motion in cells of the finest level (b, 2, ...); its evidence (b, 1, ...), 1/px² a pixel
     "From the smallest picture to the largest, each level adding what it sees."
     flow = correction = None
-    for first, second in zip(reversed(firsts), reversed(seconds)):
+    for level in reversed(range(len(firsts))):
+        first, second = firsts[level], seconds[level]
         grid = [n // CELL for n in first.shape[-2:]]
         base = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
         flow = base if correction is None else base + resize_flow(correction, grid)
-        brightness = resize(first, grid)
-        for _ in range(warps):
-            data, force = votes(first, second, flow)
-            data = data + WEAK * data.new_tensor([1, 0, 1])[:, None, None]
-            flow = solve(hierarchy(Membrane(data, *ties(flow, brightness, smoothness))), force, flow)
+        for _ in range(warps): flow, data = improve(first, second, flow, level)
         correction = flow - base
     return flow, (data[:, :1] + data[:, 2:]) / 2 / CELL**2
 
@@ -223,7 +252,7 @@ class Estimate(NamedTuple):
 
 def _brightness(frame): return blur((frame * frame.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True), SOFTEN)
 
-# %% ../../nbs/core/04_flow/clg.ipynb #17110093
+# %% ../../nbs/core/04_flow/clg.ipynb #5c482415
 class CLG(FlowNet):
     "Combined local-global optical flow: weight-free, sub-pixel, differentiable (after Bruhn, Weickert, Schnörr 2005)."
     def __init__(
@@ -257,6 +286,12 @@ class CLG(FlowNet):
         (first, crop), (second, _) = pad(_brightness(first)), pad(_brightness(second))
         pyramids = pyramid(first, levels), pyramid(second, levels)
         warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
-        flow, evidence = coarse_to_fine(*pyramids, self.smoothness, warps, start)
+        flow, evidence = coarse_to_fine(*pyramids, self.improve, warps, start)
         whole = first.shape[-2:]
         return Estimate(crop(resize_flow(flow, whole)), crop(resize(evidence / (evidence + SURE), whole)))
+
+    def improve(self, first, second, flow, level):
+        "One linearisation on one level of the pyramid: better motion in cells, and the stiffness of its data"
+        seen = overlap(first, second, flow)
+        data, force = votes(seen, trust(seen.slope2, seen.change))
+        return settle(data, force, ties(flow, resize(first, flow.shape[-2:]), self.smoothness), flow), data

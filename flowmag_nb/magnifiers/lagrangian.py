@@ -37,18 +37,20 @@ def unfold(
 
 TIE = 0.5  # ADMM's penalty: changes how fast it converges, not where to
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #1016d3db
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #2bcde0b4
 def move(
     frame: Tensor,      # (b, 3, h, w) in [0, 1]
     motion: Estimate,   # from the reference to `frame`
     alpha: Tensor,      # (b,) or (b, h, w) on the reference's grid
+    limit: float = 1.,  # px per px, see `unfold`
 ) -> Tensor: # (b, 3, h, w) in [0, 1]
     "Show `frame` with its `motion` from the reference scaled by `alpha`."
-    size, cells = frame.shape[-2:], [-(-n // CELL) for n in frame.shape[-2:]]
-    alpha = resize(alpha_planes(alpha).expand(-1, 1, *size), cells)
-    wanted = alpha * resize_flow(motion.flow, cells)
-    firm = (resize(motion.confidence, cells) + 0.02) * (1 + length(wanted))
-    back = invert(unfold(wanted, firm))
+    size, halves, cells = frame.shape[-2:], *([-(-n // k) for n in frame.shape[-2:]] for k in (2, CELL))
+    alpha = resize(alpha_planes(alpha).expand(-1, 1, *size), halves)
+    wanted = alpha * resize_flow(motion.flow, halves)
+    gross = resize_flow(wanted, cells)
+    firm = (resize(motion.confidence, cells) + 0.02) * (1 + length(gross))
+    back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, halves))
     share = 1 - 1 / warp(alpha, back, padding_mode="border")
     return warp(frame, resize_flow(share * back, size), "bicubic", padding_mode="border").clamp(0, 1)
 
