@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'cutout_texture', 'Sample', 'Scene', 'shoot', 'Stock', 'CollageSet', 'SubpixelSet', 'NoiseSet', 'StillSet',
-           'through_h264', 'Encoded', 'random_move', 'TrainingSet']
+           'through_h264', 'Encoded', 'random_move', 'TrainingSet', 'DriftSet']
 
 # %% ../nbs/core/11b_sets.ipynb #3a44569a
 import io
@@ -258,7 +258,7 @@ def random_move(
     swings = swings / swings.norm(dim=1, keepdim=True) * (0.1 / alpha / vectors.norm(dim=1, keepdim=True)).clamp(max=rest / 3)
     return Move(shift, waves=torch.cat([swings, vectors, 6.3 * torch.rand(3, 1, generator=generator)], 1))
 
-# %% ../nbs/core/11b_sets.ipynb #058e6eb6
+# %% ../nbs/core/11b_sets.ipynb #73512e1a
 def _blurred(picture): return blur(picture[None], 2.)[0]
 
 def _pale(picture): return 0.5 + 0.3 * (picture - 0.5)
@@ -288,7 +288,7 @@ class TrainingSet(CollageSet):
 
     def draw(self, level, generator):
         "A scene of one of five kinds"
-        alpha = math.exp(_uniform(generator, 0, math.log(max(1, min(self.max_alpha, self.magnified / level)))))
+        alpha = self._alpha(level, generator)
         kind = _pick(generator, 5)  # 0: all moves, 1: weak background, 2: only background moves, 3: still, 4: only objects move
         first, *objects = self.scatter(generator)
         if kind == 1: first = self.stock.background(generator, _blurred if _pick(generator, 2) else _pale)
@@ -298,6 +298,21 @@ class TrainingSet(CollageSet):
         exposure, contrast = rarely(0.3, 2**_uniform(generator, -0.3, 0.3)), rarely(0.2, _uniform(generator, 0.1, 0.5))
         return Scene(moved, alpha, _uniform(generator, 0, self.noise), exposure, contrast)
 
+    def _alpha(self, level, generator):
+        return math.exp(_uniform(generator, 0, math.log(max(1, min(self.max_alpha, self.magnified / level)))))
+
     def _moved(self, piece, level, alpha, generator):
         half = torch.tensor([piece.texture.shape[-1], piece.texture.shape[-2]]) / 4
         return piece._replace(move=random_move(generator, level * _uniform(generator, 0.3, 1), piece.corner + half, half.norm().item(), alpha))
+
+# %% ../nbs/core/11b_sets.ipynb #163e9659
+class DriftSet(TrainingSet):
+    "Pictures that move as a whole, otherwise as `TrainingSet`; without noise unless asked for."
+    name = "drift"
+
+    def __init__(self, *args, noise: float = 0., **options): super().__init__(*args, noise=noise, **options)
+
+    def draw(self, level, generator):
+        "A scene of one moving piece"
+        alpha = self._alpha(level, generator)
+        return Scene([self._moved(self.stock.background(generator), level, alpha, generator)], alpha, self.noise)
