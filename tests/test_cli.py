@@ -40,7 +40,12 @@ def clips(tmp_path_factory):
     (at / "cut.mkv").write_bytes(lossless[:len(lossless) // 2])
     sound(at / "sound.m4a")
     mask = np.zeros((48, 64))
-    np.save(at / "mask.npy", mask + .5)
+    half = mask + .5
+    half[:9] = 0
+    np.save(at / "mask.npy", half)
+    np.save(at / "zero.npy", mask)
+    (at / "masks").mkdir()
+    Image.fromarray(np.eye(48, 64) > 0).save(at / "masks" / "1.png")
     np.save(at / "bytes.npy", mask.astype("uint8"))
     np.save(at / "nan.npy", mask + np.nan)
     np.save(at / "small.npy", mask[:9])
@@ -130,6 +135,46 @@ def test_bad_input_is_one_line_and_harms_nothing(typed, clips, tmp_path, monkeyp
     printed = capfd.readouterr()
     assert BAD[typed] in complaint(printed.err) and printed.out == ""
     assert contents(tmp_path) == {"out.mp4": b"here before"} and contents(clips) == before
+
+
+BAD_TARGETS = {
+    "good.mp4 OUT": "say what to magnify",
+    "good.mp4 OUT --box 1,2,3": "four numbers",
+    "good.mp4 OUT --box 70,5,9,9": "outside the picture, which is 64 px wide",
+    "good.mp4 OUT --box 40,5,30,9": "sticks out",
+    "good.mp4 OUT --box 5,5,0,9": "no area",
+    "good.mp4 OUT --box 30,30,-9,-9": "corners reversed",
+    "good.mp4 OUT --box 0,0,64,48": "the whole picture",
+    "good.mp4 OUT --point 64,1": "outside",
+    "good.mp4 OUT --mask zero.npy": "zero.npy is empty",
+    "good.mp4 OUT --mask small.npy": "resize",
+    "good.mp4 OUT --mask masks": "each of the 12 frames, found 1",
+    "good.mp4 OUT --box 5,5,9,9 --alpha 3 --alpha 4": "each of the 1 objects",
+    "good.mp4 OUT --box 5,5,9,9 --alpha 0": "above 0",
+    "good.mp4 OUT --box 5,5,9,9 --feather -1": "feather",
+    "good.mp4 OUT --box 5,5,9,9 --segment fast": "one of auto, sam, grabcut, none",
+    "good.mp4 OUT --box 5,5,9,9 --frame 12": "below 12",
+    "good.mp4 OUT --box 5,5,9,9 --show no/such/place.png": "--show",
+    "good.mp4 good.mp4 --box 5,5,9,9": "choose another name",
+}
+
+
+@pytest.mark.parametrize("typed", BAD_TARGETS)
+def test_bad_targets_are_one_line_and_harm_nothing(typed, clips, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(clips)
+    before = contents(clips)
+    words = ["target", *QUICK, *typed.replace("OUT", str(tmp_path / "out.mp4")).split()]
+    assert main(words if "--segment" in words else [*words, "--segment", "none"]) == 2
+    assert BAD_TARGETS[typed] in complaint(capfd.readouterr().err)
+    assert not any(tmp_path.iterdir()) and contents(clips) == before
+
+
+def test_two_objects_and_a_picture_of_them(clips, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(clips)
+    words = "target good.mp4 OUT/out.mp4 --box 5,5,9,9 --mask mask.npy --alpha 3 --alpha 4 --segment none --show OUT/found.png".replace("OUT", str(tmp_path))
+    assert main([*words.split(), *QUICK]) == 0
+    assert "2 objects" in capfd.readouterr().out
+    assert Video(tmp_path / "out.mp4").frame_count == 12 and Image.open(tmp_path / "found.png").size == (64, 48)
 
 
 @pytest.mark.parametrize("source, out, options", [
