@@ -160,7 +160,7 @@ def __repr__(self: Run):
     words = f"{model_name(self.magnifier)}: {self.verdict or 'under way'} at step {self.step} after {self.seconds:.0f} s"
     return f"{words}; best weights are of step {self.best_step}"
 
-# %% ../nbs/core/11e_runs.ipynb #35ad1369
+# %% ../nbs/core/11e_runs.ipynb #b2718085
 _FREE = "steps", "look", "patience"
 _MODULES, _FACTS = ("magnifier", "average", "optimizer"), ("step", "seconds", "rows", "best", "best_step")
 
@@ -177,10 +177,7 @@ def save_checkpoint(
     run: Run,
 ) -> None:
     "Write the state of a run; on an error the checkpoint that was there stays."
-    try: write_whole(path, lambda partial: torch.save(run_state(run), partial))
-    except (OSError, RuntimeError) as error:
-        kept = "the one before is untouched" if path.exists() else "there is none yet"
-        raise OSError(f"the checkpoint of step {run.step} could not be written to {path}, {kept}: {error}. Make room, then resume") from error
+    write_whole(path, lambda partial: torch.save(run_state(run), partial))
 
 
 def load_checkpoint(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Objective', 'train_step', 'evaluate_loss', 'sample_sheet', 'train', 'plot_history']
 
-# %% ../nbs/core/12_train.ipynb #3c47abec
+# %% ../nbs/core/12_train.ipynb #fdee0a7e
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .batches import Source, Stream, batches, chance, fixed_batches
@@ -109,7 +110,7 @@ def _check_numbers(values, batch, run, folder, team):
     raise FloatingPointError(f"training diverged at step {run.step}: {shown}. " + (f"Its batch is kept in {file}. " if file else "")
                              + "Look at it, or lower lr; the last checkpoint is from before")
 
-# %% ../nbs/core/12_train.ipynb #bb6cbfbb
+# %% ../nbs/core/12_train.ipynb #bddeac9c
 def _begin(magnifier, recipe, folder, resume, team):
     "A new run, or one continued from its folder"
     run, checkpoint = Run(magnifier, recipe), folder and folder / "checkpoint.pt"
@@ -136,13 +137,21 @@ def _look(run, loss, held_out, folder, team, card, example):
     better = not held_out or run.totals()[-1] <= min(run.totals())
     if better: run.keep()
     run.verdict = run.verdict or _verdict(run)
-    if not (folder and team.is_main_process): return
-    (folder / "samples").mkdir(exist_ok=True)
+    if folder and team.is_main_process: _write(run, held_out, folder, team, card() if better else None, example)
+
+
+def _write(run, held_out, folder, team, card, example):
+    "Bring the folder up to date, the checkpoint last: what it says has happened is there"
     example = {name: value.to(team.device) for name, value in next(fixed_batches(held_out, 4), example).items()}
-    Image.fromarray(sample_sheet(run.average, example).numpy()).save(folder / "samples" / f"{run.step:06}.png")
-    if better: save_weights(folder / "weights.safetensors", run.best_magnifier(), **card())
-    write_whole(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
-    save_checkpoint(folder / "checkpoint.pt", run)
+    sheet = Image.fromarray(sample_sheet(run.average, example).numpy())
+    try:
+        (folder / "samples").mkdir(exist_ok=True)
+        write_whole(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
+        if card: save_weights(folder / "weights.safetensors", run.best_magnifier(), **card)
+        write_whole(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
+        save_checkpoint(folder / "checkpoint.pt", run)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(f"{folder} could not be brought up to step {run.step}: {error}. What was there is untouched; make room, then resume") from error
 
 # %% ../nbs/core/12_train.ipynb #3a579420
 def _card(run, loss, sources, held_out, team, notes):
