@@ -6,7 +6,7 @@
 __all__ = ['READABLE', 'TRUTH', 'CARRIED', 'split_methods', 'parse_method', 'Method', 'load_methods', 'Picked', 'load_judges',
            'Unchanged', 'compare', 'evaluate']
 
-# %% ../nbs/core/15_compare.ipynb #7b4c2947
+# %% ../nbs/core/15_compare.ipynb #327cedc4
 import ast
 import hashlib
 import re
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .flow import load_flow
+from .flow import FlowNet, load_flow
 from .magnifiers import Magnifier, load_magnifier
 from .magnify import _film_rate, magnify_frames, pick_batch, pick_device
 from .metrics import achieved_magnification, code_commit, flicker, measure, motion_error, moving, picture_scores, summarise, weights_hash
@@ -149,7 +149,7 @@ def _make(method, picked, alpha, device, shelf, facts):
     shelf.put(dict(seconds=(perf_counter() - start - spent["decode"] - wrote) / computed), **key)
     return path, shelf.get(**key)["seconds"]
 
-# %% ../nbs/core/15_compare.ipynb #1bfe8b34
+# %% ../nbs/core/15_compare.ipynb #6f3d8465
 def load_judges(
     judges: str | Iterable | dict,             # 'clg,raft-small', a list of names and FlowNets, or a dict label -> one of these
     device: str | torch.device | None = None,  # where they compute
@@ -162,13 +162,21 @@ def load_judges(
     return {label: _judge(judge).to(device or "cpu").eval() for label, judge in judges.items()}
 
 
+class _Duo(FlowNet):
+    "A judge of two: one reads the small motion of the input, the other the large one of the output"
+    def __init__(self, small, large): super().__init__(); self.small, self.large = small, large
+    def forward(self, first, second): return self.large(first, second)
+    def source(self, reference, frame): return self.small(reference, frame)
+
+
 def _judge(judge):
-    "A FlowNet, by its name or itself"
+    "A FlowNet, by its name, by two names with a plus between, or itself"
     if isinstance(judge, nn.Module): return judge
+    if "+" in judge: return _Duo(*map(_judge, judge.split("+")))
     name, options = parse_method(judge)
     return load_flow(name, **options)
 
-# %% ../nbs/core/15_compare.ipynb #6de27cce
+# %% ../nbs/core/15_compare.ipynb #64bf2ced
 def _view(image, shrink, device):
     "A picture as the judge sees it"
     frame = to_tensor(image, device)
@@ -205,7 +213,7 @@ def _scores(judge, picked, outputs, alpha, shrink, device):
     for frame, *made in zip(picked, *outputs.values()):
         frame, *made = (_view(f.image, shrink, device) for f in (frame, *made))
         if reference is None: reference = frame; continue
-        flow_source = judge(reference, frame)
+        flow_source = getattr(judge, "source", judge)(reference, frame)
         for label, output in zip(outputs, made): scores[label].append(_score(judge, reference, frame, output, flow_source, alpha, last[label]))
     return scores
 
