@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .paths import project_root
-from .shards import write_whole
+from .shards import replace_file
 
 # %% ../nbs/core/11e_runs.ipynb #69ed675b
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def save_checkpoint(
     run: Run,
 ) -> None:
     "Write the state of a run; on an error the checkpoint that was there stays."
-    write_whole(path, lambda partial: torch.save(run_state(run), partial))
+    replace_file(path, lambda partial: torch.save(run_state(run), partial))
 
 
 def load_checkpoint(
@@ -221,7 +221,7 @@ def save_weights(
     "Write weights and their card."
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in magnifier.state_dict().items()}
-    write_whole(path, lambda partial: save_file(state, partial, dict(model=model_name(magnifier))))
+    replace_file(path, lambda partial: save_file(state, partial, dict(model=model_name(magnifier))))
     card = dict(model=model_name(magnifier), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **card)
-    write_whole(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False)))
+    replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False)))
     return card

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import Source, Stream, batches, chance, fixed_batches
 from .runs import Recipe, Run, code_version, hardware, is_done, learning_rate, load_checkpoint, save_checkpoint, save_weights
-from .shards import this_process, write_whole
+from .shards import this_process, replace_file
 
 # %% ../nbs/core/12_train.ipynb #e9a80dc3
 class Objective(nn.Module):
@@ -105,7 +105,7 @@ def _check_numbers(values, batch, run, folder, team):
     "Stop where a loss is no number, and keep the batch that did it"
     if all(map(math.isfinite, values.values())): return
     file = folder / f"diverged-{run.step:06}-{team.process_index}.pt" if folder else None
-    if file: write_whole(file, lambda partial: torch.save(dict(step=run.step, values=values, batch=batch), partial))
+    if file: replace_file(file, lambda partial: torch.save(dict(step=run.step, values=values, batch=batch), partial))
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     raise FloatingPointError(f"training diverged at step {run.step}: {shown}. " + (f"Its batch is kept in {file}. " if file else "")
                              + "Look at it, or lower lr; the last checkpoint is from before")
@@ -146,9 +146,9 @@ def _write(run, held_out, folder, team, card, example):
     sheet = Image.fromarray(sample_sheet(run.average, example).numpy())
     try:
         (folder / "samples").mkdir(exist_ok=True)
-        write_whole(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
+        replace_file(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
         if card: save_weights(folder / "weights.safetensors", run.best_magnifier(), **card)
-        write_whole(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
+        replace_file(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
         save_checkpoint(folder / "checkpoint.pt", run)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{folder} could not be brought up to step {run.step}: {error}. What was there is untouched; make room, then resume") from error
