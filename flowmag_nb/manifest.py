@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'read_call', 'Item', 'read_manifest', 'project_dir', 'notebook_parameters', 'check_parameters_fit',
-           'file_sha', 'modules_behind', 'facts_of', 'record_path', 'read_record', 'write_whole', 'State', 'state_of',
-           'artefacts']
+           'file_sha', 'modules_behind', 'asset_state', 'facts_of', 'record_path', 'read_record', 'write_whole',
+           'State', 'state_of', 'artefacts']
 
 # %% ../nbs/core/18a_manifest.ipynb #52d22d9a
 import ast
@@ -59,7 +59,7 @@ def _braces(path):
     found = re.search(r"\{(.*?)\}", path)
     return [path.replace(found[0], one) for one in found[1].split(",")] if found else [path]
 
-# %% ../nbs/core/18a_manifest.ipynb #1001f071
+# %% ../nbs/core/18a_manifest.ipynb #74bd172a
 def read_manifest(
     project: str | Path | None = None,  # folder that holds nbs/reproduce/manifest.csv; None for the clone
     preset: str = "smoke",              # one of `PRESETS`
@@ -72,8 +72,11 @@ def read_manifest(
     known = {item.name: item for item in items}
     for item in items:
         if lost := item.before - set(known): raise ValueError(f"{path.name}: {item.name} has the input {', '.join(lost)}, which is no item, and no file either without a /")
-    try: return {name: known[name] for name in TopologicalSorter({item.name: sorted(item.before) for item in items}).static_order()}
+    try: TopologicalSorter({item.name: item.before for item in items}).prepare()
     except CycleError as e: raise ValueError(f"{path.name}: {' <- '.join(e.args[1])} wait for each other") from e
+    ordered = {}
+    while len(ordered) < len(known): ordered |= {name: item for name, item in known.items() if name not in ordered and item.before <= set(ordered)}
+    return ordered
 
 
 def _item(row, preset):
@@ -179,9 +182,11 @@ def modules_behind(
         todo |= {file for file in more if file.relative_to(_PACKAGE).as_posix() not in found}
     return dict(sorted(found.items()))
 
-# %% ../nbs/core/18a_manifest.ipynb #65a9c0ca
-def _asset_state(name):
-    "Checksums of an asset, or `None` if it is not on this machine"
+# %% ../nbs/core/18a_manifest.ipynb #2f2c78df
+def asset_state(
+    name: str,  # as listed by `list_assets`
+) -> str | None: # hash of its checksums, `None` if it is not on this machine
+    "Whether an asset is here, without downloading it."
     folders = [folder for folder in (mirror_dir(), cache_dir()) if folder]
     found = [(file, next((f / file.path for f in folders if (f / file.path).is_file()), None)) for file in get_asset(name).files]
     return None if any(path is None for _, path in found) else _sha(*(file.digest or file_sha(path) for file, path in found))
@@ -190,7 +195,7 @@ def _asset_state(name):
 def _input_state(token, project, root):
     "{label: hash} of one input, empty if it is absent"
     kind, _, name = token.partition(":")
-    if kind == "asset": return {token: state} if (state := _asset_state(name)) else {}
+    if kind == "asset": return {token: state} if (state := asset_state(name)) else {}
     if kind == "mirror": files = [f for f in [(mirror_dir() or project) / name] if mirror_dir() and f.is_file()]
     elif "/" in token: files = sorted(p for p in project.glob(token) if p.is_file())
     else: return {f"{token}: {path}": f"{sha} {record['made']}" for record in [read_record(token, root)] if record.get("state") == "made" for path, sha in record["outputs"].items()}

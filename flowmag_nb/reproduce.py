@@ -23,11 +23,12 @@ from typing import NamedTuple
 from .manifest import Item, State, facts_of, file_sha, notebook_parameters, project_dir, read_manifest, read_record, record_path, state_of, write_whole
 from .paths import project_root
 
-# %% ../nbs/core/19_reproduce.ipynb #62bef71d
+# %% ../nbs/core/19_reproduce.ipynb #abf1e22b
 def _work(pipe, notebook, copy, parameters, threads):
     "In another process: run a notebook, send '' or what went wrong"
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TQDM_DISABLE"] = "1"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # kernels greet on the terminal
     import logging
     import warnings
 
