@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'learning_rate', 'follow', 'is_done', 'model_name', 'Run', 'run_state', 'save_checkpoint', 'load_checkpoint',
            'hardware', 'code_version', 'save_weights']
 
-# %% ../nbs/core/11e_runs.ipynb #4e9dc8ad
+# %% ../nbs/core/11e_runs.ipynb #9ce01310
 import hashlib
 import json
 import math
@@ -160,8 +160,8 @@ def __repr__(self: Run):
     words = f"{model_name(self.magnifier)}: {self.verdict or 'under way'} at step {self.step} after {self.seconds:.0f} s"
     return f"{words}; best weights are of step {self.best_step}"
 
-# %% ../nbs/core/11e_runs.ipynb #b2718085
-_FREE = "steps", "look", "patience"
+# %% ../nbs/core/11e_runs.ipynb #2de95d0a
+_FREE = "steps", "look", "patience", "bf16"
 _MODULES, _FACTS = ("magnifier", "average", "optimizer"), ("step", "seconds", "rows", "best", "best_step")
 
 def run_state(
@@ -195,7 +195,7 @@ def load_checkpoint(
     for name in _MODULES: getattr(run, name).load_state_dict(state[name])
     for name in _FACTS: setattr(run, name, state[name])
 
-# %% ../nbs/core/11e_runs.ipynb #f668bee0
+# %% ../nbs/core/11e_runs.ipynb #aebe3467
 def hardware(
     processes: int = 1,
 ) -> str:
@@ -216,12 +216,13 @@ def code_version() -> str: # short git commit, '-dirty' added where files were c
 def save_weights(
     path: str | Path,   # .safetensors; the card lies beside it as .json
     magnifier: nn.Module,
+    /,
     **card,             # what is to be known of them: words, numbers, lists and dicts
 ) -> dict: # the card
     "Write weights and their card."
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in magnifier.state_dict().items()}
     replace_file(path, lambda partial: save_file(state, partial, dict(model=model_name(magnifier))))
-    card = dict(model=model_name(magnifier), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **card)
+    card = dict(model=model_name(magnifier), sha256=hashlib.sha256(path.read_bytes()).hexdigest()) | card
     replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False)))
     return card

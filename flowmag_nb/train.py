@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Objective', 'train_step', 'evaluate_loss', 'sample_sheet', 'train', 'plot_history']
 
-# %% ../nbs/core/12_train.ipynb #fdee0a7e
+# %% ../nbs/core/12_train.ipynb #68021337
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ def sample_sheet(
     sheet = torch.cat([torch.cat(list(column), 1) for column in columns], 2)
     return (255 * sheet.clamp(0, 1)).round().byte().movedim(0, -1).cpu()
 
-# %% ../nbs/core/12_train.ipynb #fd200961
+# %% ../nbs/core/12_train.ipynb #75b928ed
 def _team():
     "This process and its fellows; a loss need not use every weight"
     this_process()
@@ -110,7 +110,7 @@ def _check_numbers(values, batch, run, folder, team):
     raise FloatingPointError(f"training diverged at step {run.step}: {shown}. " + (f"Its batch is kept in {file}. " if file else "")
                              + "Look at it, or lower lr; the last checkpoint is from before")
 
-# %% ../nbs/core/12_train.ipynb #bddeac9c
+# %% ../nbs/core/12_train.ipynb #c4215114
 def _begin(magnifier, recipe, folder, resume, team):
     "A new run, or one continued from its folder"
     run, checkpoint = Run(magnifier, recipe), folder and folder / "checkpoint.pt"
@@ -128,7 +128,7 @@ def _verdict(run, late=False):
     "Why to stop now, or nothing"
     if is_done(run.totals(), run.recipe.patience): return f"done, {run.recipe.patience} looks without a gain,"
     if run.step >= run.recipe.steps: return "all steps taken"
-    return "out of time" if late else ""
+    return "stopped early" if late else ""
 
 
 def _look(run, loss, held_out, folder, team, card, example):
@@ -162,7 +162,7 @@ def _card(run, loss, sources, held_out, team, notes):
                 samples=run.best_step * run.recipe.batch, held_out=dict(best, pairs=words(held_out)), hardware=hardware(team.num_processes),
                 seconds=round(run.seconds, 1), commit=code_version(), torch=torch.__version__, licence="not stated") | notes
 
-# %% ../nbs/core/12_train.ipynb #3c503ef8
+# %% ../nbs/core/12_train.ipynb #cc83e5d2
 def train(
     magnifier: nn.Module,               # any Magnifier with weights; changed
     loss: Callable,                     # (magnifier, batch) -> named tuple with `total`
@@ -172,6 +172,7 @@ def train(
     folder: str | Path | None = None,   # for all that is written; None writes nothing
     *,
     resume: bool = False,               # go on from the folder's checkpoint, if there is one
+    steps: int | None = None,           # stop after so many, to be resumed; None: the recipe's
     minutes: float = math.inf,          # stop after so long, to be resumed
     workers: int = 0,                   # processes that prepare samples beside each one
     notes: dict | None = None,          # for the card: licence, origin of the data, ...
@@ -191,7 +192,7 @@ def train(
             torch.manual_seed(chance(recipe.seed, run.step, rank).initial_seed())
             for group in run.optimizer.param_groups: group["lr"] = learning_rate(run.step, recipe)
             values = train_step(objective, run.optimizer, batch, recipe.clip, recipe.bf16)
-            values = _averaged(values | dict(late=time.monotonic() - start > 60 * minutes), team)
+            values = _averaged(values | dict(late=run.step + 1 == steps or time.monotonic() - start > 60 * minutes), team)
             late = values.pop("late") > 0
             _check_numbers(values, batch, run, folder, team)
             run.advance(values, before + time.monotonic() - start)
