@@ -153,12 +153,13 @@ def _write(run, held_out, folder, team, card, example):
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{folder} could not be brought up to step {run.step}: {error}. What was there is untouched; make room, then resume") from error
 
-# %% ../nbs/core/12_train.ipynb #3a579420
+# %% ../nbs/core/12_train.ipynb #9202ae23
 def _card(run, loss, sources, held_out, team, notes):
     "What is to be known of the best weights so far"
     words = lambda found: [f"{s.name}: {len(s.data):,} items, weight {s.weight:g}" for s in found]
     best = next((row for row in run.rows if row["pairs"] == "held out" and row["step"] == run.best_step), {})
-    return dict(data=words(sources), loss=getattr(loss, "note", type(loss).__name__), recipe=asdict(run.recipe), steps=run.best_step,
+    recipe = {name: "none" if value == math.inf else value for name, value in asdict(run.recipe).items()}
+    return dict(data=words(sources), loss=getattr(loss, "note", type(loss).__name__), recipe=recipe, steps=run.best_step,
                 samples=run.best_step * run.recipe.batch, held_out=dict(best, pairs=words(held_out)), hardware=hardware(team.num_processes),
                 seconds=round(run.seconds, 1), commit=code_version(), torch=torch.__version__, licence="not stated") | notes
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flowmag_nb.batches import Source
+from flowmag_nb.cli import main
 from flowmag_nb.flow import load_flow
 from flowmag_nb.magnifiers import Magnifier, alpha_planes, load_magnifier
 from flowmag_nb.runs import Recipe
@@ -143,6 +144,13 @@ def test_the_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="is the checkpoint of Nudge with 659 weights.*cannot continue the training of FlowMag with 5,595 weights"):
         learn(tmp_path, Idle(), load_magnifier("flowmag", width=4, depth=3, untrained=True), resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    assert main(["train", "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert "stopped early at step 1" in capsys.readouterr().out
+    assert main(["train", "--steps", "2", "--out", str(tmp_path)]) == 2
+    assert "holds a training run already; resume it" in capsys.readouterr().err
 
 
 if __name__ == "__main__":
