@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['TIE', 'unfold', 'move', 'Lagrangian']
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #30563376
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #e8eb8164
+from itertools import tee
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from ..flow import check_frames, load_flow
 from ..flow.clg import CELL, Estimate, Membrane, gather, hierarchy, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha
+from ..temporal import steady
 from ..warp import invert, length, resize, resize_flow, warp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
@@ -54,16 +57,18 @@ def move(
     share = 1 - 1 / warp(alpha, back, padding_mode="border")
     return warp(frame, resize_flow(share * back, size), "bicubic", padding_mode="border").clamp(0, 1)
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #dd7344eb
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #92eeefc3
 class Lagrangian(Magnifier):
     "Estimate the motion, scale it, move the pixels (after Liu et al. 2005)."
     def __init__(
         self,
         weights: str | None = None,     # of the FlowNet
         flow: str | nn.Module = "clg",  # a FlowNet or its name
+        steady: bool = True,            # in a stream, take noise out of the motion (a few frames of delay)
         **options,                      # of the FlowNet
     ):
         super().__init__()
+        self.steady = steady
         self.flow = flow if isinstance(flow, nn.Module) else load_flow(flow, weights, **options)
         self.differentiable = getattr(self.flow, "differentiable", True)
 
@@ -83,9 +88,16 @@ class Lagrangian(Magnifier):
         return Estimate(self.flow(reference, frame), torch.ones_like(frame[:, :1]))
 
     def stream(self, pairs, alpha):
-        "Magnify a clip batch by batch, each motion found from the one before."
+        "Magnify a clip batch by batch, each motion found from the one before and compared with its neighbours."
+        pairs, kept = tee(pairs)
+        motions = self._follow(pairs)
+        for motion, (_, frame) in zip(steady(motions) if self.steady else (m for _, m in motions), kept):
+            yield move(frame, motion, as_alpha(alpha, frame))
+
+    def _follow(self, pairs):
+        "References and motions of a clip"
         start = None
         for reference, frame in pairs:
             motion = self.motion(reference, frame, start if start is None else start.expand(len(frame), -1, -1, -1))
             start = motion.flow[-1:]
-            yield move(frame, motion, as_alpha(alpha, frame))
+            yield reference, motion
