@@ -95,7 +95,7 @@ def each(notebooks, command, tree):
 
 def notebooks(tree):
     """Every notebook that teaches is also a test."""
-    nbs = sorted(p for folder in ("core", "tutorials") for p in (tree / "nbs" / folder).rglob("*.ipynb")) + [tree / "nbs" / "index.ipynb"]
+    nbs = sorted(p for folder in ("core", "tutorials") for p in (tree / "nbs" / folder).rglob("*.ipynb")) + [tree / "nbs/index.ipynb", tree / "nbs/reproduce/00_overview.ipynb"]
     each(nbs, lambda nb: [BIN / "nbdev_test", "--n_workers", "0", "--path", nb], tree)
     for nb in nbs:
         for flag in sorted(set(flags := flagged(nb))):
