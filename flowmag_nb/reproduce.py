@@ -6,26 +6,35 @@
 __all__ = ['check_machine_ready', 'Job', 'start_job', 'finish_job', 'stop_jobs', 'with_inputs', 'default_root', 'run_manifest',
            'overview', 'write_index', 'write_summary']
 
-# %% ../nbs/core/19_reproduce.ipynb #f85c0503
+# %% ../nbs/core/19_reproduce.ipynb #50b7c242
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 from .manifest import Item, State, facts_of, file_sha, notebook_parameters, project_dir, read_manifest, read_record, record_path, state_of, write_whole
 from .paths import project_root
 
-# %% ../nbs/core/19_reproduce.ipynb #abf1e22b
+# %% ../nbs/core/19_reproduce.ipynb #c62cd001
+def _end_with_parent():
+    "End this process, and with it its kernel, when the one that started it is gone"
+    wait([parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _work(pipe, notebook, copy, parameters, threads):
     "In another process: run a notebook, send '' or what went wrong"
+    Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TQDM_DISABLE"] = "1"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # kernels greet on the terminal

@@ -13,6 +13,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from standins import listening
+
 from flowmag_nb.cli import main
 from flowmag_nb.manifest import read_manifest, read_record
 from flowmag_nb.reproduce import run_manifest
@@ -51,8 +53,8 @@ def slower(project, seconds):
 def begin(project):
     """A run in a process of its own, once its slow notebook has begun."""
     code = f"from flowmag_nb.reproduce import run_manifest; run_manifest(project={str(project)!r}, root={str(project)!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=(project / "said").open("w"))
-    deadline = time.monotonic() + 60
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, preexec_fn=listening, stderr=(project / "said").open("w"))
+    deadline = time.monotonic() + 180
     while not (project / "begun").exists() or not (project / "begun").read_text():
         assert time.monotonic() < deadline and process.poll() is None, (project / "said").read_text()
         time.sleep(.1)
@@ -71,7 +73,7 @@ def whole(signum):
     return lambda process: os.killpg(process.pid, signum)
 
 
-@pytest.mark.parametrize("stop", [lambda p: p.send_signal(signal.SIGINT), whole(signal.SIGINT), whole(signal.SIGKILL)], ids=["told", "ctrl-c", "killed"])
+@pytest.mark.parametrize("stop", [lambda p: p.send_signal(signal.SIGINT), whole(signal.SIGINT), lambda p: p.kill()], ids=["told", "ctrl-c", "killed"])
 def test_stopped_and_started_again(project, stop):
     slower(project, 99)
     process = begin(project)
