@@ -73,6 +73,7 @@ def page(lab):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), headless=True, args=FLAGS)
         page = browser.new_page(viewport=dict(width=1280, height=1400))
+        page.set_default_timeout(60_000)
         page.goto(lab)
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.evaluate(RUN_UNTIL_PICKER)

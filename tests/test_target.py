@@ -119,11 +119,13 @@ def test_cats_twenty_times(cats, tmp_path):
     net, magnifier = load_flow("raft-small"), load_magnifier("lagrangian")
     read = lambda image: net(resize(first, small), resize(image, small))
     first, frame = (to_tensor(f) for f in short)
-    motion, filmed = magnifier.motion(first, frame).flow, read(frame)
+    motion, filmed, everywhere = magnifier.motion(first, frame).flow, read(frame), magnifier(first, frame, torch.tensor([20.]))
+    steep = lambda image, where: sum(g.square() for g in gradients(image)).mean(1)[0].sqrt()[where].mean().item()
     for name, box in CATS.items():
         field = alpha_map(masks[name][None], [20.])[None, None]
         inside, outside = (resize(m[None, None].float(), small)[0] > 0.99 for m in (masks[name], ~dilate_mask(masks[name], 60)))
         share = lambda found: achieved_magnification(found, resize_flow(motion, small), inside.float()).item()
+        edge = dilate_mask(masks[name], 14) & dilate_mask(~masks[name], 3)
         control = share(read(warp(first, invert(field * motion), "bicubic").clamp(0, 1)))
         for how, target in (("supplied", Target(20, mask=masks[name])), ("typed", Target(20, box=box))):
             film = tmp_path / f"{name}-{how}.mkv"
@@ -131,9 +133,11 @@ def test_cats_twenty_times(cats, tmp_path):
             found = read(made)
             moved = 2 * (found - filmed).norm(dim=1)[outside]
             changed = ((made - frame).abs().amax(1)[0] > 0.5 / 255)[~dilate_mask(masks[name], 60)].float().mean().item()
-            print(f"{how} mask, {name} cat: reads as {share(found):.1f} times the motion, an exact picture as {control:.1f}; outside it moves {moved.mean():.3f} px differently, {changed:.4f} of its pixels changed")
+            print(f"{how} mask, {name} cat: reads as {share(found):.1f} times the motion, an exact picture as {control:.1f}; outside it moves {moved.mean():.3f} px differently, {changed:.4f} of its pixels changed; "
+                  f"slopes along the edge {steep(made, edge) / steep(everywhere, edge):.3f} of those without a mask")
             assert share(found) == pytest.approx(control, rel=0.1)
             assert moved.mean() < 0.3 and changed < 0.001
+            assert steep(made, edge) < 1.1 * steep(everywhere, edge)
 
 
 @pytest.fixture
