@@ -35,7 +35,7 @@ def read_call(
     try: return {word.arg: ast.literal_eval(word.value) for word in ast.parse(f"dict({text})", mode="eval").body.keywords}
     except (SyntaxError, ValueError) as e: raise ValueError(f"parameters must read name=literal, ..., got {text!r} ({e})") from e
 
-# %% ../nbs/core/18a_manifest.ipynb #4b27e4ce
+# %% ../nbs/core/18a_manifest.ipynb #2903d225
 class Item(NamedTuple):
     "A stage, a table or a figure, under one preset."
     name: str                # 'fig03'
@@ -44,7 +44,7 @@ class Item(NamedTuple):
     parameters: dict | None  # None: not part of the preset
     inputs: tuple[str, ...]  # items, 'asset:name', 'mirror:path' or project files; '?' before one that may be absent
     outputs: tuple[str, ...] # paths below the root of the run
-    needs: tuple[str, ...]   # 'gpu', 'import:module'
+    needs: tuple[str, ...]   # 'gpu', 'import:module'; 'paper=gpu' in one preset only
     gb: float                # memory it takes
     blocked: str             # why it cannot be made, '' if it can
     values: str              # file with the paper's values
@@ -59,7 +59,7 @@ def _braces(path):
     found = re.search(r"\{(.*?)\}", path)
     return [path.replace(found[0], one) for one in found[1].split(",")] if found else [path]
 
-# %% ../nbs/core/18a_manifest.ipynb #74bd172a
+# %% ../nbs/core/18a_manifest.ipynb #22b1a14a
 def read_manifest(
     project: str | Path | None = None,  # folder that holds nbs/reproduce/manifest.csv; None for the clone
     preset: str = "smoke",              # one of `PRESETS`
@@ -84,6 +84,7 @@ def _item(row, preset):
     words = {name: tuple(row[name].split()) for name in ("inputs", "needs")}
     parameters = None if row[preset].strip() == "-" else {**read_call(row["parameters"]), **read_call(row[preset])}
     outputs = tuple(path for pattern in row["outputs"].split() for path in _braces(pattern))
+    words["needs"] = tuple(need.removeprefix(f"{preset}=") for need in words["needs"] if need.partition("=")[0] in (need, preset))
     return Item(row["item"], row["title"], row["notebook"], parameters, outputs=outputs, gb=float(row["gb"] or 1),
                 blocked=row["blocked"], values=row["values"], comparison=row["comparison"], **words)
 
