@@ -5,17 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from flowmag_nb.batches import Source
+from flowmag_nb.batches import Source, fixed_batches
 from flowmag_nb.cli import main
 from flowmag_nb.flow import load_flow
 from flowmag_nb.magnifiers import Magnifier, alpha_planes, load_magnifier
+from flowmag_nb.pairs import find_clips, list_pairs
+from flowmag_nb.presets import open_data
 from flowmag_nb.runs import Recipe
 from flowmag_nb.sets import DriftSet
+from flowmag_nb.store import pack_pairs
 from flowmag_nb.supervision import PictureGap, ThroughFlow
 from flowmag_nb.train import train
 
@@ -144,6 +149,20 @@ def test_the_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="is the checkpoint of Nudge with 659 weights.*cannot continue the training of FlowMag with 5,595 weights"):
         learn(tmp_path, Idle(), load_magnifier("flowmag", width=4, depth=3, untrained=True), resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_packed_pairs_and_photographs_are_data(tmp_path):
+    photos, clips = tmp_path / "photos", tmp_path / "clips"
+    for folder in (photos, clips / "one", clips / "two"):
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 80, 3), np.uint8)).save(folder / f"{i}.png")
+    pack_pairs(pd.DataFrame(list_pairs(find_clips("plain", clips))), tmp_path / "pairs", short_side=64)
+    sources, held_out = open_data(f"{tmp_path / 'pairs'}:3,{photos}", 48)
+    assert [s.weight for s in sources] == [3, 1] and "real pairs" in sources[0].name
+    shapes = [{name: tuple(value.shape) for name, value in next(fixed_batches([s], 2)).items()} for s in sources + held_out]
+    assert [s["frame"] for s in shapes] == [(2, 3, 48, 48)] * 4
+    assert ["flow" in s for s in shapes] == [False, True] * 2
 
 
 def test_from_the_command_line(tmp_path, capsys):
