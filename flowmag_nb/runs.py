@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'learning_rate', 'follow', 'is_done', 'model_name', 'Run', 'run_state', 'save_checkpoint', 'load_checkpoint',
            'hardware', 'code_version', 'save_weights']
 
-# %% ../nbs/core/11e_runs.ipynb #9ce01310
+# %% ../nbs/core/11e_runs.ipynb #a3d95a2e
 import hashlib
 import json
 import math
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from .paths import project_root
@@ -82,7 +82,7 @@ def model_name(
     "What is told apart when a checkpoint is to go on."
     return f"{type(magnifier).__name__} with {sum(p.numel() for p in magnifier.parameters()):,} weights"
 
-# %% ../nbs/core/11e_runs.ipynb #a61f12bb
+# %% ../nbs/core/11e_runs.ipynb #c86a92ee
 class Run:
     "A training run: what it has learned, and how it went."
     def __init__(
@@ -104,15 +104,16 @@ class Run:
         values: dict[str, float],  # of the step just taken
         seconds: float,            # spent so far, earlier sittings included
     ) -> None:
-        "Count a step; the record gets the mean of a thousandth of the run, or of what is there at a look."
+        "Count a step; the record gets a row for each thousandth of the run."
         follow(self.average, self.magnifier, self.recipe.ema, self.step)
         self.step, self.seconds = self.step + 1, seconds
         self._recent.append(values)
-        if self.step % max(1, self.recipe.steps // 1000) == 0 or self.is_look_due(): self.note("training", _means(self._recent))
+        if self.step % max(1, self.recipe.steps // 1000) == 0: self.settle()
 
-    def is_look_due(self) -> bool:
-        "Whether held-out pairs are to be looked at now."
-        return self.step % self.recipe.look == 0 or self.step >= self.recipe.steps
+    def settle(self) -> None:
+        "Put the mean of the steps since the last row into the record."
+        recent, self._recent = self._recent, []
+        if recent: self.note("training", _means(recent))
 
     def note(
         self,
@@ -121,17 +122,22 @@ class Run:
     ) -> None:
         "Add a row to the record."
         self.rows.append(dict(step=self.step, pairs=pairs, seconds=round(self.seconds, 2), **values))
-        self._recent = []
 
     def totals(self) -> list[float]:
         "What held-out pairs cost, look by look."
         return [row["total"] for row in self.rows if row["pairs"] == "held out"]
 
-# %% ../nbs/core/11e_runs.ipynb #9fbb43bc
+# %% ../nbs/core/11e_runs.ipynb #0b714f7d
 def _means(rows):
     "Each number's mean over the rows that have it"
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: sum(row.get(name, 0.) for row in rows) / sum(name in row for row in rows) for name in names}
+
+
+@patch
+def is_look_due(self: Run) -> bool:
+    "Whether held-out pairs are to be looked at now."
+    return self.step % self.recipe.look == 0 or self.step >= self.recipe.steps
 
 
 @patch
@@ -195,7 +201,7 @@ def load_checkpoint(
     for name in _MODULES: getattr(run, name).load_state_dict(state[name])
     for name in _FACTS: setattr(run, name, state[name])
 
-# %% ../nbs/core/11e_runs.ipynb #aebe3467
+# %% ../nbs/core/11e_runs.ipynb #a1aac6ef
 def hardware(
     processes: int = 1,
 ) -> str:
@@ -222,7 +228,7 @@ def save_weights(
     "Write weights and their card."
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in magnifier.state_dict().items()}
-    replace_file(path, lambda partial: save_file(state, partial, dict(model=model_name(magnifier))))
+    replace_file(path, lambda partial: partial.write_bytes(save(state, dict(model=model_name(magnifier)))))
     card = dict(model=model_name(magnifier), sha256=hashlib.sha256(path.read_bytes()).hexdigest()) | card
     replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False)))
     return card

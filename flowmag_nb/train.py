@@ -133,6 +133,7 @@ def _verdict(run, late=False):
 
 def _look(run, loss, held_out, folder, team, card, example):
     "Measure on held-out pairs, keep the best, bring the folder up to date"
+    run.settle()
     if held_out: run.note("held out", evaluate_loss(run.average, loss, held_out, run.recipe.batch, team))
     better = not held_out or run.totals()[-1] <= min(run.totals())
     if better: run.keep()
