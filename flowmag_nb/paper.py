@@ -106,11 +106,11 @@ def _in_order(table, paper, lines, columns):
     ranked = table.assign(**{f"_{key}": table[key].map(rank[key]).fillna(99) for key in order})
     return ranked.sort_values([f"_{key}" for key in order] + lines + columns, kind="stable").drop(columns=[f"_{key}" for key in order]).reset_index(drop=True)
 
-# %% ../nbs/core/19a_paper.ipynb #742d774b
+# %% ../nbs/core/19a_paper.ipynb #ad56e0aa
 def _cell(value, se=np.nan, sign=False):
     "A number in three digits, with its standard error"
     if pd.isna(value): return ""
-    return (f"{value:+.3g}" if sign else f"{value:.3g}") + ("" if pd.isna(se) else f" ± {se:.1g}")
+    return (f"{value:+.3g}" if sign else f"{value:.3g}") + ("" if pd.isna(se) else f" ± {float(f'{se:.1g}'):g}")
 
 
 def readable_table(
