@@ -258,10 +258,10 @@ def write_index(
     write_whole(root / "figures/index.json", json.dumps(index, indent=1) + "\n")
     return root / "figures/index.json"
 
-# %% ../nbs/core/19_reproduce.ipynb #b32a9d74
+# %% ../nbs/core/19_reproduce.ipynb #22f01d4a
 def _linked(files):
-    "Files as Markdown links from the folder reports"
-    return " ".join(f"[{Path(path).suffix[1:]}](../{path})" for path in files.split() if not path.startswith("data/"))
+    "Files that git keeps, as Markdown links from the folder reports"
+    return " ".join(f"[{Path(path).suffix[1:]}](../{path})" for path in files.split() if path.endswith((".csv", ".md", ".png")) and not path.startswith("data/"))
 
 
 def write_summary(
