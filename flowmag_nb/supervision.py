@@ -35,33 +35,43 @@ class ThroughFlow(nn.Module):
         reference, frame, alpha = batch["reference"], batch["frame"], batch["alpha"]
         return self.judge(reference, frame, magnifier(reference, frame, alpha), alpha)
 
-# %% ../nbs/core/11d_supervision.ipynb #c8cd03b4
+# %% ../nbs/core/11d_supervision.ipynb #4dadb928
 class MotionGap(NamedTuple):
-    "What an estimate of motion costs."
-    total: Tensor   # scalar, gap times a power of alpha
-    motion: Tensor  # scalar, px: mean distance from the true motion, pixels that cannot be seen counting nothing
+    "What an estimate of motion costs, relative to the motion's size."
+    total: Tensor   # scalar
+    motion: Tensor  # scalar: mean distance from the true motion, pixels that cannot be seen left out
+    ripple: Tensor  # scalar: mean slope of that distance over four pixels
 
 
 class KnownMotion(nn.Module):
     "The gap between estimated and true motion, for magnifiers with `motion(reference, frame)`."
     def __init__(
         self,
-        power: float = 0.5,  # of alpha: 0 counts pixels of the input, 1 those of the magnified picture
+        ripple: float = 0.2,  # weight of the gap's slopes
+        floor: float = 0.015, # px: motion below this is as good as none
     ):
         super().__init__()
-        self.power, self.note = power, f"distance from the known motion, times alpha to the power {power:g}"
+        self.ripple, self.floor = ripple, floor
+        self.note = f"distance from the known motion, relative to its size + {floor:g} px, and {ripple:g} times its slopes"
 
     def forward(
         self,
         magnifier: nn.Module,      # with .motion(reference, frame) -> (flow, confidence)
-        batch: dict[str, Tensor],  # reference, frame, alpha, flow, mask
+        batch: dict[str, Tensor],  # reference, frame, flow, mask
     ) -> MotionGap:
         "Compare with the true motion."
         if not hasattr(magnifier, "motion"):
             raise ValueError(f"magnifier must estimate motion to be asked for it, {type(magnifier).__name__} has no .motion; use KnownPicture")
         flow, _ = magnifier.motion(batch["reference"], batch["frame"])
-        gap = length(flow - batch["flow"])[:, 0] * batch["mask"]
-        return MotionGap((gap * batch["alpha"][:, None, None]**self.power).mean(), gap.mean())
+        truth, seen = batch["flow"], batch["mask"].to(flow.dtype)[:, None]
+        gap = (flow - truth) / (truth.square().sum(1, keepdim=True).mean((2, 3), keepdim=True).sqrt() + self.floor)
+        motion = (_saturated(length(gap), 2.) * seen).sum() / seen.sum().clamp_min(1)
+        across, along = gap.diff(dim=3)[..., :-1, :], gap.diff(dim=2)[..., :-1]
+        ripple = _saturated(4 * length(torch.stack([length(across)[:, 0], length(along)[:, 0]], 1)), 1.).mean()
+        return MotionGap(motion + self.ripple * ripple, motion, ripple)
+
+
+def _saturated(x, limit): return x / (1 + x / limit)
 
 # %% ../nbs/core/11d_supervision.ipynb #f32f4c30
 class PictureGap(NamedTuple):
