@@ -6,7 +6,7 @@
 __all__ = ['chance', 'sample_alpha', 'crop_box', 'turned', 'random_view', 'turn_hue', 'jitter', 'real_pair', 'held_pair',
            'rendered', 'Source', 'Stream', 'batches', 'fixed_batches', 'hold_out']
 
-# %% ../nbs/core/11c_batches.ipynb #2f7c46c6
+# %% ../nbs/core/11c_batches.ipynb #911f8478
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-# %% ../nbs/core/11c_batches.ipynb #93898647
+from .sets import pick, uniform
+
+# %% ../nbs/core/11c_batches.ipynb #62ca0509
 def chance(
     *numbers: int, # the run's seed, the sample's number, ...
 ) -> torch.Generator: # on the CPU
     "A source of randomness that depends on `numbers` and on nothing else."
     return torch.Generator().manual_seed(hash(numbers) % 2**63)  # whole numbers hash alike in every process
-
-
-def _uniform(generator, low, high): return low + (high - low) * torch.rand((), generator=generator).item()
-
-def _whole(generator, count): return int(torch.randint(count, (), generator=generator))
 
 # %% ../nbs/core/11c_batches.ipynb #dbe7c91f
 def sample_alpha(
@@ -41,7 +38,7 @@ def sample_alpha(
     if not 0 < low <= high: raise ValueError(f"low and high must satisfy 0 < low <= high, got {low} and {high}")
     return (math.log(low) + torch.rand(count, generator=generator) * math.log(high / low)).exp()
 
-# %% ../nbs/core/11c_batches.ipynb #cece1acd
+# %% ../nbs/core/11c_batches.ipynb #993f3226
 def crop_box(
     height: int,
     width: int,
@@ -51,13 +48,13 @@ def crop_box(
 ) -> tuple[int, int, int, int]: # top, left, height, width
     "A random part of a picture; the middle where ten draws do not fit."
     for _ in range(10):
-        part, ratio = height * width * _uniform(generator, *area), math.exp(_uniform(generator, *map(math.log, shape)))
+        part, ratio = height * width * uniform(generator, *area), math.exp(uniform(generator, *map(math.log, shape)))
         h, w = round(math.sqrt(part / ratio)), round(math.sqrt(part * ratio))
-        if 0 < h <= height and 0 < w <= width: return _whole(generator, height - h + 1), _whole(generator, width - w + 1), h, w
+        if 0 < h <= height and 0 < w <= width: return pick(generator, height - h + 1), pick(generator, width - w + 1), h, w
     h, w = min(height, round(width / shape[0])), min(width, round(height * shape[1]))
     return (height - h) // 2, (width - w) // 2, h, w
 
-# %% ../nbs/core/11c_batches.ipynb #b1fcc8d4
+# %% ../nbs/core/11c_batches.ipynb #3bc47a3a
 def turned(
     frames: Tensor, # (t, 3, n, n), square
     degrees: float, # counter-clockwise
@@ -78,10 +75,10 @@ def random_view(
     top, left, h, w = crop_box(*frames.shape[-2:], generator, area)
     frames = F.interpolate(frames[..., top:top+h, left:left+w], (size, size), mode="bilinear", antialias=True)
     for axis in (-1, -2):
-        if _whole(generator, 2): frames = frames.flip(axis)
-    return turned(frames, _uniform(generator, -15, 15))
+        if pick(generator, 2): frames = frames.flip(axis)
+    return turned(frames, uniform(generator, -15, 15))
 
-# %% ../nbs/core/11c_batches.ipynb #fc70a6a2
+# %% ../nbs/core/11c_batches.ipynb #3016a223
 def turn_hue(
     frames: Tensor, # (t, 3, h, w) in [0, 1]
     share: float,   # of the colour circle
@@ -104,8 +101,8 @@ def jitter(
     gray = lambda x: (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     others = [torch.zeros_like, lambda x: gray(x).mean((1, 2, 3), keepdim=True), gray]
     for which in torch.randperm(4, generator=generator).tolist():
-        if which == 3: frames = turn_hue(frames, _uniform(generator, -hue, hue))
-        else: frames = torch.lerp(others[which](frames).expand_as(frames), frames, _uniform(generator, 1 - amount, 1 + amount)).clamp(0, 1)
+        if which == 3: frames = turn_hue(frames, uniform(generator, -hue, hue))
+        else: frames = torch.lerp(others[which](frames).expand_as(frames), frames, uniform(generator, 1 - amount, 1 + amount)).clamp(0, 1)
     return frames
 
 # %% ../nbs/core/11c_batches.ipynb #5d516600

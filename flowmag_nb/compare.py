@@ -6,7 +6,7 @@
 __all__ = ['READABLE', 'TRUTH', 'CARRIED', 'split_methods', 'parse_method', 'Method', 'load_methods', 'Picked', 'load_judges',
            'Unchanged', 'compare', 'evaluate']
 
-# %% ../nbs/core/15_compare.ipynb #327cedc4
+# %% ../nbs/core/15_compare.ipynb #d0cb44db
 import ast
 import hashlib
 import re
@@ -27,7 +27,8 @@ from tqdm import tqdm
 from .flow import FlowNet, load_flow
 from .magnifiers import Magnifier, load_magnifier
 from .magnify import _film_rate, magnify_frames, pick_batch, pick_device
-from .metrics import achieved_magnification, code_commit, flicker, measure, motion_error, moving, picture_scores, summarise, weights_hash
+from .metrics import achieved_magnification, flicker, measure, motion_error, moving, picture_scores, summarise, weights_hash
+from .paths import code_version
 from .shelf import Shelf, clip_hash, code_hash, fingerprint
 from .video import Frame, Video, VideoWriter, to_tensor
 from .warp import gradients, invert, resize, warp
@@ -229,7 +230,7 @@ def _summary(scores):
         found["achieved_se"] = float(np.sqrt((weight**2 * np.nan_to_num(slope - found["achieved"])**2).sum()))
     return {name: value for name, value in found.items() if not name.startswith("moved")}
 
-# %% ../nbs/core/15_compare.ipynb #1e4b4511
+# %% ../nbs/core/15_compare.ipynb #259699a5
 class Unchanged(Magnifier):
     "The input as it is: what no magnification scores."
     def forward(self, reference, frame, alpha): return frame
@@ -247,7 +248,7 @@ def _as_judged(judge, methods, made, picked, alpha, shrink, device, shelf, facts
     return {m.label: shelf.get(**key(m)) for m in methods}
 
 
-def _code(): return code_commit() or import_module("flowmag_nb").__version__
+def _code(): return code_version() or import_module("flowmag_nb").__version__
 
 # %% ../nbs/core/15_compare.ipynb #ce6cd551
 def _rows(methods, judges, picked, alpha, shrink, device, shelf, facts, step):

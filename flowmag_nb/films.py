@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['outline', 'Snippets', 'wavy', 'Bumps', 'bumpy', 'light', 'Shot', 'FilmSet', 'render_films', 'Rendered', 'mirrored']
 
-# %% ../nbs/core/11f_films.ipynb #8fdf1062
+# %% ../nbs/core/11f_films.ipynb #6df0acd2
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,25 +17,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .collage import Move, compose, computed_photographs, photon_noise, quantise, still_visible, true_flow
-from .sets import TrainingSet, _pick, _toward, _uniform, through_h264
-from .shards import replace_file
+from .paths import replace_file
+from .sets import TrainingSet, pick, through_h264, toward, uniform
 from .warp import blur, resize
 
-# %% ../nbs/core/11f_films.ipynb #53acf456
+# %% ../nbs/core/11f_films.ipynb #8b411718
 def outline(
     side: int,                  # px
     generator: torch.Generator,
 ) -> Tensor: # (side, side) opacity in [0, 1]
     "A blob, a bar, a line or a ragged patch."
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, side),) * 2, indexing="ij")
-    radius, kind, turn = (x * x + y * y).sqrt(), _pick(generator, 4), _uniform(generator, 0, math.pi)
-    if kind == 0: inside = 0.6 - radius + sum(_uniform(generator, -0.25, 0.25) / k * torch.sin(k * torch.atan2(y, x) + k * turn) for k in range(1, 7))
+    radius, kind, turn = (x * x + y * y).sqrt(), pick(generator, 4), uniform(generator, 0, math.pi)
+    if kind == 0: inside = 0.6 - radius + sum(uniform(generator, -0.25, 0.25) / k * torch.sin(k * torch.atan2(y, x) + k * turn) for k in range(1, 7))
     elif kind == 3:
         ragged = blur(torch.rand(1, 1, side, side, generator=generator) - 0.5, side / 12)[0, 0]
         inside = (0.25 * ragged / ragged.std() + 0.75 - radius) / 2
     else:
         along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-        inside = torch.minimum(0.9 - along.abs(), _uniform(generator, *((0.15, 0.9) if kind == 1 else (0.02, 0.08))) - across.abs())
+        inside = torch.minimum(0.9 - along.abs(), uniform(generator, *((0.15, 0.9) if kind == 1 else (0.02, 0.08))) - across.abs())
     return (inside * side / 2 + 0.5).clamp(0, 1)
 
 
@@ -52,12 +52,12 @@ class Snippets(Sequence):
 
     def __getitem__(self, index): # (4, side, side) colour and opacity in [0, 1]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + range(self.count)[index])
-        photograph = self.photographs[_pick(generator, len(self.photographs))]
-        side = int(_uniform(generator, 0.3, 0.8) * min(photograph.shape[-2:]))
-        top, left = (_pick(generator, n - side + 1) for n in photograph.shape[-2:])
+        photograph = self.photographs[pick(generator, len(self.photographs))]
+        side = int(uniform(generator, 0.3, 0.8) * min(photograph.shape[-2:]))
+        top, left = (pick(generator, n - side + 1) for n in photograph.shape[-2:])
         return torch.cat([photograph[:, top:top+side, left:left+side], outline(side, generator)[None]])
 
-# %% ../nbs/core/11f_films.ipynb #ef323aea
+# %% ../nbs/core/11f_films.ipynb #c02cd3d1
 def wavy(
     generator: torch.Generator,
     amount: float,          # px, largest motion
@@ -68,10 +68,10 @@ def wavy(
     vectors = torch.randn(4, 2, generator=generator)
     vectors = vectors / vectors.norm(dim=1, keepdim=True) * math.pi / size * (0.5 + 4 * torch.rand(4, 1, generator=generator))
     swings = torch.randn(4, 2, generator=generator)
-    swings = swings / swings.norm(dim=1).sum() * amount * _uniform(generator, 0.3, 1)
+    swings = swings / swings.norm(dim=1).sum() * amount * uniform(generator, 0.3, 1)
     swings = swings * (amount * steepest / (swings.norm(dim=1) * vectors.norm(dim=1)).sum()).clamp(max=1)
     rest = amount - float(swings.norm(dim=1).sum())
-    return Move(_toward(_uniform(generator, 0, 2 * math.pi), rest * _uniform(generator, 0, 1)).shift,
+    return Move(toward(uniform(generator, 0, 2 * math.pi), rest * uniform(generator, 0, 1)).shift,
                 waves=torch.cat([swings, vectors, 6.3 * torch.rand(4, 1, generator=generator)], 1))
 
 
@@ -90,7 +90,7 @@ def bumpy(
     size: int,     # px, side of the picture
 ) -> Move:
     "A few places swell while all else rests: a breathing flank, a pulse."
-    count = 1 + _pick(generator, 4)
+    count = 1 + pick(generator, 4)
     ways = torch.randn(count, 2, generator=generator)
     ways = ways / ways.norm(dim=1, keepdim=True) * amount * (0.2 + 0.8 * torch.rand(count, 1, generator=generator))
     centers, radii = size * torch.rand(count, 2, generator=generator), size * (0.06 + 0.2 * torch.rand(count, 1, generator=generator))
@@ -102,10 +102,10 @@ def light(
     generator: torch.Generator,
 ) -> Tensor: # (1, size, size) change of brightness, relative, smooth
     "A shadow that drifts over part of the picture."
-    coarse = torch.randn(1, 1, *(2 + _pick(generator, 4),) * 2, generator=generator)
-    return resize(coarse, [size, size])[0] * _uniform(generator, 0, 1) ** 3 * 0.1
+    coarse = torch.randn(1, 1, *(2 + pick(generator, 4),) * 2, generator=generator)
+    return resize(coarse, [size, size])[0] * uniform(generator, 0, 1) ** 3 * 0.1
 
-# %% ../nbs/core/11f_films.ipynb #36f94752
+# %% ../nbs/core/11f_films.ipynb #1718a4a5
 class Shot(NamedTuple):
     "Two frames of a film and the motion between them."
     reference: Tensor  # (3, h, w) in [0, 1]
@@ -121,12 +121,12 @@ def _exposed(frames, scene, noise, generator):
     middle, time = frames[0].mean((1, 2), keepdim=True), torch.linspace(0, 1, len(frames))[:, None, None, None]
     frames = (middle + scene.contrast * (frames - middle)) * (1 + time * (scene.exposure - 1))
     frames = frames * (1 + time * light(frames.shape[-1], generator))
-    if not _pick(generator, 10): frames = frames * _uniform(generator, 0.2, 0.7)
-    if not _pick(generator, 6): frames = blur(frames, _uniform(generator, 0.5, 1.5))
-    factor = _uniform(generator, 0, 1) ** 2 * (noise if _pick(generator, 10) else 2.)
+    if not pick(generator, 10): frames = frames * uniform(generator, 0.2, 0.7)
+    if not pick(generator, 6): frames = blur(frames, uniform(generator, 0.5, 1.5))
+    factor = uniform(generator, 0, 1) ** 2 * (noise if pick(generator, 10) else 2.)
     return quantise(photon_noise(frames, factor, generator), generator)
 
-# %% ../nbs/core/11f_films.ipynb #7bbcefab
+# %% ../nbs/core/11f_films.ipynb #7cf7bce9
 class FilmSet(TrainingSet):
     "Films of scenes with known motion; `level` is the largest motion in px."
     name = "films"
@@ -144,25 +144,25 @@ class FilmSet(TrainingSet):
 
     def draw(self, level, generator):
         "Pieces, most of which share their motion"
-        kind = _uniform(generator, 0, 1)
+        kind = uniform(generator, 0, 1)
         if kind < 0.3: return super().draw(level, generator)
         scene = self.scatter(generator)
         if kind < 0.45:  # everything by the same amount, each its own way
-            return super().draw(level, generator)._replace(pieces=[p._replace(move=_toward(_uniform(generator, 0, 6.28), level)) for p in scene])
-        bend = lambda amount: (wavy, bumpy)[_pick(generator, 2)](generator, amount, self.size)
-        moves = [bend(level), *(bend(level * _uniform(generator, 0, 1)) for _ in range(_pick(generator, 3)))]
+            return super().draw(level, generator)._replace(pieces=[p._replace(move=toward(uniform(generator, 0, 6.28), level)) for p in scene])
+        bend = lambda amount: (wavy, bumpy)[pick(generator, 2)](generator, amount, self.size)
+        moves = [bend(level), *(bend(level * uniform(generator, 0, 1)) for _ in range(pick(generator, 3)))]
         if kind > 0.85: moves = []
-        choice = lambda: moves[min(_pick(generator, 3 * len(moves)), len(moves) - 1) if _pick(generator, 2) else 0]
+        choice = lambda: moves[min(pick(generator, 3 * len(moves)), len(moves) - 1) if pick(generator, 2) else 0]
         return super().draw(level, generator)._replace(pieces=[p._replace(move=choice()) if moves else p for p in scene])
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + range(len(self))[index])
-        amount = math.exp(_uniform(generator, *map(math.log, self.motion)))
-        scene, encoded = self.draw(amount, generator), _pick(generator, 2)
-        scales = [0., *sorted(_uniform(generator, 0.2, 1) for _ in "ab"), 1.] if encoded else [0., 1.]
+        amount = math.exp(uniform(generator, *map(math.log, self.motion)))
+        scene, encoded = self.draw(amount, generator), pick(generator, 2)
+        scales = [0., *sorted(uniform(generator, 0.2, 1) for _ in "ab"), 1.] if encoded else [0., 1.]
         frames, owners = compose(scene.pieces, (self.size, self.size), scales)
         frames = _exposed(frames, scene, self.noise, generator)
-        crf, last = 12 + _pick(generator, 21) if encoded else 0, 1 + _pick(generator, len(frames) - 1)
+        crf, last = 12 + pick(generator, 21) if encoded else 0, 1 + pick(generator, len(frames) - 1)
         if encoded: frames = through_h264(frames, crf)
         flow = scales[last] * true_flow(scene.pieces, owners[0])
         return Shot(frames[0], frames[last], flow, still_visible(owners[[0, last]], flow), torch.tensor(10 / amount), torch.tensor(crf))
@@ -200,7 +200,7 @@ class Rendered(Dataset):
         found = {name: value[i] for name, value in self.shards[shard].items()}
         return Shot(found["reference"] / 255, found["frame"] / 255, found["flow"].float(), found["mask"], found["alpha"], found["crf"])
 
-# %% ../nbs/core/11f_films.ipynb #5577faee
+# %% ../nbs/core/11f_films.ipynb #924b6d89
 def mirrored(
     shot: Shot,
     generator: torch.Generator,
@@ -208,10 +208,10 @@ def mirrored(
     "One of a film's eight views, for `flowmag_nb.batches.Source`."
     values = shot._asdict()
     for axis, sign in ((-1, [-1., 1.]), (-2, [1., -1.])):
-        if not _pick(generator, 2): continue
+        if not pick(generator, 2): continue
         for name in ("reference", "frame", "flow", "mask"): values[name] = values[name].flip(axis)
         values["flow"] = values["flow"] * torch.tensor(sign)[:, None, None]
-    if _pick(generator, 2):
+    if pick(generator, 2):
         for name in ("reference", "frame", "flow", "mask"): values[name] = values[name].mT
         values["flow"] = values["flow"].flip(0)
     return values

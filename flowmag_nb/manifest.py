@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'read_call', 'Item', 'read_manifest', 'project_dir', 'notebook_parameters', 'check_parameters_fit',
-           'file_sha', 'modules_behind', 'asset_state', 'facts_of', 'record_path', 'read_record', 'write_whole',
-           'State', 'state_of', 'artefacts']
+           'file_sha', 'modules_behind', 'asset_state', 'facts_of', 'record_path', 'read_record', 'State', 'state_of',
+           'artefacts']
 
-# %% ../nbs/core/18a_manifest.ipynb #52d22d9a
+# %% ../nbs/core/18a_manifest.ipynb #a1672eef
 import ast
 import csv
 import hashlib
 import json
-import os
 import re
 from difflib import get_close_matches
 from functools import lru_cache
@@ -227,7 +226,7 @@ def facts_of(
         inputs |= state
     return dict(notebook=_sha(ast.dump(_tree(source))), code=_sha(json.dumps(modules_behind(source))), parameters=json.loads(json.dumps(item.parameters)), inputs=inputs)
 
-# %% ../nbs/core/18a_manifest.ipynb #ee1b65ef
+# %% ../nbs/core/18a_manifest.ipynb #8c14452c
 def record_path(
     name: str,         # of an item
     root: str | Path,  # where results are
@@ -243,19 +242,6 @@ def read_record(
     "How something was made, or why it failed."
     path = record_path(name, root)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_whole(
-    path: Path,
-    text: str,
-) -> None:
-    "Write a file that is there in full or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
 
 
 class State(NamedTuple):

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['FAIR', 'LABELS', 'masked_mean', 'motion_error', 'magnification_error', 'ssim', 'moving', 'achieved_magnification',
            'background_leakage', 'color_error', 'sharpness', 'flicker', 'folds', 'fair_witness', 'lpips',
-           'picture_scores', 'measure', 'weights_hash', 'code_commit', 'result_rows', 'summarise']
+           'picture_scores', 'measure', 'weights_hash', 'result_rows', 'summarise']
 
-# %% ../nbs/core/14_metrics.ipynb #b80d1fcf
+# %% ../nbs/core/14_metrics.ipynb #26f48349
 import hashlib
-import subprocess
 from collections.abc import Iterable
 
 import pandas as pd
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .magnifiers import alpha_planes, as_alpha
-from .paths import project_root
+from .paths import code_version
 from .warp import gradients, warp
 
 # %% ../nbs/core/14_metrics.ipynb #e7de80bf
@@ -227,7 +226,7 @@ def _true(flow_prediction, flow, alpha, mask, fair):
                 true_leakage=background_leakage(flow_prediction, ~moving(flow, 0.05) & seen),
                 fair_motion_error=motion_error(flow_prediction, flow, alpha, seen & fair), fair_share=(seen & fair).float().mean((1, 2)))
 
-# %% ../nbs/core/14_metrics.ipynb #aa9e14bd
+# %% ../nbs/core/14_metrics.ipynb #8919ac4e
 def weights_hash(
     module: nn.Module, # any network
 ) -> str: # 12 hex digits, or '' if there is nothing to learn
@@ -239,14 +238,7 @@ def weights_hash(
         sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:12] if state else ""
 
-
-def code_commit() -> str: # short git commit, '-dirty' added where files were changed; '' outside a clone
-    "Which state of this project is running."
-    root = project_root()
-    asked = root and subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=root, capture_output=True, text=True)
-    return asked.stdout.strip() if asked and not asked.returncode else ""
-
-# %% ../nbs/core/14_metrics.ipynb #b67a5f3d
+# %% ../nbs/core/14_metrics.ipynb #7687ceac
 LABELS = ("method", "weights", "judge", "data", "level", "alpha", "seed", "commit")
 
 def result_rows(
@@ -260,7 +252,7 @@ def result_rows(
     **batch,                       # what `measure` takes beside the judge
 ) -> list[dict]: # one row per judge and sample
     "Measure a batch of outputs by several judges."
-    commit = code_commit() if commit is None else commit
+    commit = code_version() if commit is None else commit
     alphas, rows = as_alpha(batch["alpha"], batch["frame"]).reshape(len(batch["frame"]), -1).amax(1).tolist(), []
     for judge, net in judges.items():
         found = {name: value.tolist() for name, value in measure(net, **batch).items()}

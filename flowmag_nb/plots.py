@@ -6,11 +6,12 @@
 __all__ = ['flow_to_color', 'color_wheel', 'show_flow', 'best_slice', 'xt_slice', 'show_xt', 'side_by_side', 'save_figure',
            'figure_provenance']
 
-# %% ../nbs/core/17_plots.ipynb #fc4fd415
-import os
+# %% ../nbs/core/17_plots.ipynb #ff0c4eb4
 from pathlib import Path
 
 import numpy as np
+
+from .paths import figures_dir, replace_file
 
 # %% ../nbs/core/17_plots.ipynb #478f1dc3
 def _wheel():
@@ -191,7 +192,7 @@ def side_by_side(
         ax.imshow(image, cmap='gray', interpolation='nearest'); ax.set_axis_off(); ax.set_title(label, fontsize=9)
     return figure
 
-# %% ../nbs/core/17_plots.ipynb #66b31607
+# %% ../nbs/core/17_plots.ipynb #413de8a4
 def save_figure(
     path,           # a file, or a bare name, which goes to the figures folder; suffix .png if none
     figure,         # matplotlib figure
@@ -201,23 +202,13 @@ def save_figure(
 )->Path: # the PNG
     "Save a figure with its provenance inside."
     path = Path(path)
-    if path.parent == Path('.'):
-        from flowmag_nb.paths import figures_dir
-        path = figures_dir()/path
+    if path.parent == Path('.'): path = figures_dir()/path
     if path.suffix != '.png': path = path.with_name(f'{path.name}.png')
-    path.parent.mkdir(parents=True, exist_ok=True)
     notes = {key: str(value) for key, value in provenance.items()}
-    _save_whole(path, figure, dpi=dpi, metadata=notes)
-    if pdf: _save_whole(path.with_suffix('.pdf'), figure, metadata={'Keywords': '; '.join(f'{k}={v}' for k, v in notes.items()), 'CreationDate': None})
+    replace_file(path, lambda partial: figure.savefig(partial, format='png', dpi=dpi, metadata=notes))
+    facts = {'Keywords': '; '.join(f'{k}={v}' for k, v in notes.items()), 'CreationDate': None}
+    if pdf: replace_file(path.with_suffix('.pdf'), lambda partial: figure.savefig(partial, format='pdf', metadata=facts))
     return path
-
-def _save_whole(path, figure, **options):
-    "Write beside the target, then rename over it"
-    part = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
-    try:
-        figure.savefig(part, **options)
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
 
 def figure_provenance(
     path, # PNG written by `save_figure`

@@ -6,7 +6,7 @@
 __all__ = ['check_machine_ready', 'Job', 'start_job', 'finish_job', 'stop_jobs', 'with_inputs', 'default_root', 'run_manifest',
            'overview', 'write_index', 'write_summary']
 
-# %% ../nbs/core/19_reproduce.ipynb #50b7c242
+# %% ../nbs/core/19_reproduce.ipynb #85009584
 import json
 import os
 import shutil
@@ -22,8 +22,8 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
-from .manifest import Item, State, facts_of, file_sha, notebook_parameters, project_dir, read_manifest, read_record, record_path, state_of, write_whole
-from .paths import project_root
+from .manifest import Item, State, facts_of, file_sha, notebook_parameters, project_dir, read_manifest, read_record, record_path, state_of
+from .paths import code_version, project_root, replace_file
 
 # %% ../nbs/core/19_reproduce.ipynb #c62cd001
 def _end_with_parent():
@@ -102,7 +102,7 @@ def start_job(
     theirs.close()
     return job
 
-# %% ../nbs/core/19_reproduce.ipynb #08092f00
+# %% ../nbs/core/19_reproduce.ipynb #72f616b1
 def finish_job(
     job: Job,        # whose process has ended
     root: Path,      # where results go
@@ -116,7 +116,7 @@ def finish_job(
     if not error and (lost := [path for path in now if now[path] in (None, job.before[path])]): error = f"did not write {', '.join(lost)}"
     record = dict(item=job.item.name, title=job.item.title, state="failed" if error else "made", preset=preset, facts=job.facts, seconds=round(time.time() - job.started, 1), commit=commit,
                   made=datetime.now(timezone.utc).isoformat(), **dict(error=error[:2000]) if error else dict(outputs={path: file_sha(root / path) for path in now}))
-    write_whole(record_path(job.item.name, root), json.dumps(record, indent=1))
+    replace_file(record_path(job.item.name, root), lambda partial: partial.write_text(json.dumps(record, indent=1), encoding="utf-8"))
     return State(record["state"], error or f"{record['seconds']} s")
 
 
@@ -186,7 +186,7 @@ class _Run:
         try: return finish_job(job, self.root, self.preset, self.commit)
         except OSError as e: return State("failed", str(e))
 
-# %% ../nbs/core/19_reproduce.ipynb #c5d2974d
+# %% ../nbs/core/19_reproduce.ipynb #b05ac071
 def _free_gb():
     "Memory that is not in use"
     import psutil
@@ -195,9 +195,7 @@ def _free_gb():
 
 def _commit(project):
     "Which state of the project is running"
-    if project != project_root(): return ""
-    from flowmag_nb.metrics import code_commit
-    return code_commit()
+    return code_version() if project == project_root() else ""
 
 
 def default_root(
@@ -232,7 +230,7 @@ def run_manifest(
     write_summary(overview(preset, root, run.project), root, preset)
     return run.settled
 
-# %% ../nbs/core/19_reproduce.ipynb #5c8355b9
+# %% ../nbs/core/19_reproduce.ipynb #6c9b58f7
 def overview(
     preset: str = "smoke",             # one of `PRESETS`
     root: str | Path | None = None,    # where results are, None for `default_root`
@@ -255,10 +253,10 @@ def write_index(
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "reports/runs").glob("*.json"))]
     index = {Path(path).name: {**{key: record[key] for key in ("item", "title", "preset", "commit", "made", "seconds")}, **record["facts"], "sha256": sha}
              for record in records if record["state"] == "made" for path, sha in record["outputs"].items() if path.startswith("figures/") and path.endswith(".png")}
-    write_whole(root / "figures/index.json", json.dumps(index, indent=1) + "\n")
+    replace_file(root / "figures/index.json", lambda partial: partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8"))
     return root / "figures/index.json"
 
-# %% ../nbs/core/19_reproduce.ipynb #22f01d4a
+# %% ../nbs/core/19_reproduce.ipynb #c5f382a9
 def _linked(files):
     "Files that git keeps, as Markdown links from the folder reports"
     return " ".join(f"[{Path(path).suffix[1:]}](../{path})" for path in files.split() if path.endswith((".csv", ".md", ".png")) and not path.startswith("data/"))
@@ -276,5 +274,5 @@ def write_summary(
     for name, row in table[table.state != "left out"].iterrows():
         seconds = f"{row.seconds:.0f}" if row.seconds == row.seconds and row.seconds is not None else ""
         lines.append(f"| {name} | {row.title} | {row.state} | {seconds} | {_linked(row.files)} | {row.comparison if row.state == 'fresh' else row.reason} |")
-    write_whole(root / "reports/summary.md", "\n".join(lines) + "\n")
+    replace_file(root / "reports/summary.md", lambda partial: partial.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return root / "reports/summary.md"

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'learning_rate', 'follow', 'is_done', 'model_name', 'Run', 'run_state', 'save_checkpoint', 'load_checkpoint',
-           'hardware', 'code_version', 'save_weights']
+           'hardware', 'save_weights']
 
-# %% ../nbs/core/11e_runs.ipynb #a3d95a2e
+# %% ../nbs/core/11e_runs.ipynb #6a1038bd
 import hashlib
 import json
 import math
 import platform
-import subprocess
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -22,8 +21,7 @@ from fastcore.basics import patch
 from safetensors.torch import save
 from torch import nn
 
-from .paths import project_root
-from .shards import replace_file
+from .paths import replace_file
 
 # %% ../nbs/core/11e_runs.ipynb #69ed675b
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def load_checkpoint(
     for name in _MODULES: getattr(run, name).load_state_dict(state[name])
     for name in _FACTS: setattr(run, name, state[name])
 
-# %% ../nbs/core/11e_runs.ipynb #a1aac6ef
+# %% ../nbs/core/11e_runs.ipynb #c776d950
 def hardware(
     processes: int = 1,
 ) -> str:
@@ -210,13 +208,6 @@ def hardware(
     cpus = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")] if cpus.is_file() else []
     return f"{processes} x {torch.get_num_threads()} cores of {names[0] if names else platform.processor() or platform.machine()}"
-
-
-def code_version() -> str: # short git commit, '-dirty' added where files were changed; '' outside a clone
-    "Which state of this project is running."
-    root = project_root()
-    asked = root and subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=root, capture_output=True, text=True)
-    return asked.stdout.strip() if asked and not asked.returncode else ""
 
 
 def save_weights(

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['code_hash', 'fingerprint', 'Shelf', 'clip_hash']
 
-# %% ../nbs/core/14a_shelf.ipynb #16d9ba41
+# %% ../nbs/core/14a_shelf.ipynb #d2463fea
 import hashlib
 import inspect
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from .metrics import weights_hash
-from .paths import cache_dir
+from .paths import cache_dir, replace_file
 from .video import Video
 
 # %% ../nbs/core/14a_shelf.ipynb #05dc85af
@@ -51,7 +50,7 @@ def fingerprint(
     classes = {kind for m in module.modules() for kind in type(m).__mro__ if kind.__module__.split(".")[0] not in _FOREIGN}
     return dict(weights=weights_hash(module), settings=hashlib.sha256(repr(settings).encode()).hexdigest()[:12], code=code_hash(*classes))
 
-# %% ../nbs/core/14a_shelf.ipynb #6ba9e4cc
+# %% ../nbs/core/14a_shelf.ipynb #b5a5706d
 class Shelf:
     "Results in a folder, found again by what they depend on."
     def __init__(
@@ -78,11 +77,7 @@ class Shelf:
     def put(self, result: dict, **facts) -> dict: # `result`
         "Keep a result, and beside it what it depends on."
         path = self.place(".json", **facts)
-        part = path.with_name(f".{path.stem}.{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps(dict(result=result, facts=facts), default=str), encoding="utf-8")
-            os.replace(part, path)
-        finally: part.unlink(missing_ok=True)
+        replace_file(path, lambda partial: partial.write_text(json.dumps(dict(result=result, facts=facts), default=str), encoding="utf-8"))
         return result
 
 # %% ../nbs/core/14a_shelf.ipynb #90e60c73

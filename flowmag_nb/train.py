@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Objective', 'train_step', 'evaluate_loss', 'sample_sheet', 'train', 'plot_history']
 
-# %% ../nbs/core/12_train.ipynb #68021337
+# %% ../nbs/core/12_train.ipynb #7ba8ba38
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .batches import Source, Stream, batches, chance, fixed_batches
-from .runs import Recipe, Run, code_version, hardware, is_done, learning_rate, load_checkpoint, save_checkpoint, save_weights
-from .shards import this_process, replace_file
+from .paths import code_version, replace_file
+from .runs import Recipe, Run, hardware, is_done, learning_rate, load_checkpoint, save_checkpoint, save_weights
+from .shards import this_process
 
 # %% ../nbs/core/12_train.ipynb #e9a80dc3
 class Objective(nn.Module):
@@ -110,7 +111,7 @@ def _check_numbers(values, batch, run, folder, team):
     raise FloatingPointError(f"training diverged at step {run.step}: {shown}. " + (f"Its batch is kept in {file}. " if file else "")
                              + "Look at it, or lower lr; the last checkpoint is from before")
 
-# %% ../nbs/core/12_train.ipynb #c4215114
+# %% ../nbs/core/12_train.ipynb #1f0d035d
 def _begin(magnifier, recipe, folder, resume, team):
     "A new run, or one continued from its folder"
     run, checkpoint = Run(magnifier, recipe), folder and folder / "checkpoint.pt"
@@ -146,7 +147,6 @@ def _write(run, held_out, folder, team, card, example):
     example = {name: value.to(team.device) for name, value in next(fixed_batches(held_out, 4), example).items()}
     sheet = Image.fromarray(sample_sheet(run.average, example).numpy())
     try:
-        (folder / "samples").mkdir(exist_ok=True)
         replace_file(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
         if card: save_weights(folder / "weights.safetensors", run.best_magnifier(), **card)
         replace_file(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))

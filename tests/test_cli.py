@@ -77,7 +77,7 @@ def complaint(said):
     return lines[0]
 
 
-BAD = {  # what is typed: what the answer must contain
+BAD_MAGNIFY = {  # what is typed: what the answer must contain
     "nowhere.mp4 OUT": "does not exist",
     "empty.mp4 OUT": "empty",
     "text.mp4 OUT": "text.mp4",
@@ -124,20 +124,7 @@ BAD = {  # what is typed: what the answer must contain
 }
 
 
-@pytest.mark.parametrize("typed", BAD)
-def test_bad_input_is_one_line_and_harms_nothing(typed, clips, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(clips)
-    out = tmp_path / "out.mp4"
-    out.write_bytes(b"here before")
-    before = contents(clips)
-    words = typed.replace("OUT", f"{out} -y").split()
-    assert main(["magnify", *QUICK, *words] if "--model" not in words else ["magnify", *words]) == 2
-    printed = capfd.readouterr()
-    assert BAD[typed] in complaint(printed.err) and printed.out == ""
-    assert contents(tmp_path) == {"out.mp4": b"here before"} and contents(clips) == before
-
-
-BAD_TARGETS = {
+BAD_TARGET = {
     "good.mp4 OUT": "say what to magnify",
     "good.mp4 OUT --box 1,2,3": "four numbers",
     "good.mp4 OUT --box 70,5,9,9": "outside the picture, which is 64 px wide",
@@ -159,14 +146,22 @@ BAD_TARGETS = {
 }
 
 
-@pytest.mark.parametrize("typed", BAD_TARGETS)
-def test_bad_targets_are_one_line_and_harm_nothing(typed, clips, tmp_path, monkeypatch, capfd):
+BAD = [("magnify", *bad) for bad in BAD_MAGNIFY.items()] + [("target", *bad) for bad in BAD_TARGET.items()]
+
+
+@pytest.mark.parametrize("command, typed, answer", BAD)
+def test_bad_input_is_one_line_and_harms_nothing(command, typed, answer, clips, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(clips)
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"here before")
     before = contents(clips)
-    words = ["target", *QUICK, *typed.replace("OUT", str(tmp_path / "out.mp4")).split()]
-    assert main(words if "--segment" in words else [*words, "--segment", "none"]) == 2
-    assert BAD_TARGETS[typed] in complaint(capfd.readouterr().err)
-    assert not any(tmp_path.iterdir()) and contents(clips) == before
+    words = [command, *typed.replace("OUT", f"{out} -y").split()]
+    if "--model" not in words: words += QUICK
+    if command == "target" and "--segment" not in words: words += ["--segment", "none"]
+    assert main(words) == 2
+    printed = capfd.readouterr()
+    assert answer in complaint(printed.err) and printed.out == ""
+    assert contents(tmp_path) == {"out.mp4": b"here before"} and contents(clips) == before
 
 
 def test_two_objects_and_a_picture_of_them(clips, tmp_path, monkeypatch, capfd):
