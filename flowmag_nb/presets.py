@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAININGS', 'open_pairs', 'open_pictures', 'open_data', 'open_films', 'Preset', 'train_preset', 'find_preset']
 
-# %% ../nbs/core/12a_presets.ipynb #61a01986
+# %% ../nbs/core/12a_presets.ipynb #29aa09f6
 import difflib
 import math
 import re
@@ -26,7 +26,7 @@ from .magnifiers import load_magnifier
 from .runs import Recipe, Run
 from .sets import DriftSet, TrainingSet
 from .store import PairStore
-from .supervision import KnownMotion, ThroughFlow
+from .supervision import KnownMotion, KnownOrJudged, ThroughFlow
 from .train import train
 
 # %% ../nbs/core/12a_presets.ipynb #bdbd3129
@@ -91,7 +91,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #69cb2982
+# %% ../nbs/core/12a_presets.ipynb #c5351c80
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -111,9 +111,9 @@ TRAININGS = {
         "flowmag", dict(untrained=True), partial(_through, "raft-large", iterations=5), partial(open_data, size=512, max_alpha=16.),
         Recipe(steps=510_000, batch=40, lr=3e-4, warmup=0, final=1., clip=math.inf, ema=0., look=3640)),
     "flowmag-cpu": Preset(
-        "the paper's idea on two cores: a quarter of the width, 128 px, RAFT-small; hours",
-        "flowmag", dict(width=16, untrained=True), partial(_through, "raft-small", iterations=5), partial(open_data, size=128, area=(0.3, 1.), max_alpha=16.),
-        Recipe(steps=10_000, batch=8, lr=1e-3, warmup=200, look=500)),
+        "the paper's idea on a processor: a quarter of the width, 128 px, RAFT-small and known answers; an hour or two",
+        "flowmag", dict(width=16, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), max_alpha=16.),
+        Recipe(steps=6000, batch=8, lr=1e-3, warmup=200, ema=0.998, look=300)),
     "motion": Preset(
         "the default's network on films with known motion; a quarter of an hour on one core once they are rendered",
         "motion", dict(untrained=True), KnownMotion, open_films,

@@ -58,7 +58,7 @@ def double_conv(
     layer = lambda i, o: [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
     return nn.Sequential(*layer(inputs, middle), *layer(middle, outputs))
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #39a2efe8
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #d190bc67
 class UNet(nn.Module):
     "milesial's U-Net with bilinear upsampling and a sigmoid, as FlowMag uses it."
     def __init__(
@@ -76,7 +76,7 @@ class UNet(nn.Module):
         self.paint = nn.Conv2d(width, outputs, 1)
 
     def forward(self, x): # (b, inputs, h, w) -> (b, outputs, h, w) in (0, 1)
-        skips = []
+        x, skips = x.contiguous(memory_format=torch.channels_last), []  # a third less time on processors
         for k, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if k else x)
             skips.append(x)
