@@ -126,7 +126,7 @@ def _exposed(frames, scene, noise, generator):
     factor = uniform(generator, 0, 1) ** 2 * (noise if pick(generator, 10) else 2.)
     return quantise(photon_noise(frames, factor, generator), generator)
 
-# %% ../nbs/core/11f_films.ipynb #7cf7bce9
+# %% ../nbs/core/11f_films.ipynb #c8749a71
 class FilmSet(TrainingSet):
     "Films of scenes with known motion; `level` is the largest motion in px."
     name = "films"
@@ -137,28 +137,31 @@ class FilmSet(TrainingSet):
         cutouts: Sequence[Tensor] | None = None,     # of (4, h, w) in [0, 1]; None: cut from the photographs
         motion: tuple[float, float] = (0.015, 4.),   # px, smallest and largest
         size: int = 192,                             # px, each side
+        loose: float = 0.45,                         # share of scenes whose pieces go their own ways
+        encoded: float = 0.5,                        # share of films that went through H.264
         **options,                                   # as for `TrainingSet`
     ):
         photographs = computed_photographs(size=size + 40) if photographs is None else photographs
         super().__init__(photographs, Snippets(photographs) if cutouts is None else cutouts, motion=motion, size=size, **options)
+        self.loose, self.encoded = loose, encoded
 
     def draw(self, level, generator):
         "Pieces, most of which share their motion"
         kind = uniform(generator, 0, 1)
-        if kind < 0.3: return super().draw(level, generator)
+        if kind < self.loose * 2 / 3: return super().draw(level, generator)
         scene = self.scatter(generator)
-        if kind < 0.45:  # everything by the same amount, each its own way
+        if kind < self.loose:  # everything by the same amount, each its own way
             return super().draw(level, generator)._replace(pieces=[p._replace(move=toward(uniform(generator, 0, 6.28), level)) for p in scene])
         bend = lambda amount: (wavy, bumpy)[pick(generator, 2)](generator, amount, self.size)
         moves = [bend(level), *(bend(level * uniform(generator, 0, 1)) for _ in range(pick(generator, 3)))]
-        if kind > 0.85: moves = []
+        if kind > 0.73 + 0.27 * self.loose: moves = []
         choice = lambda: moves[min(pick(generator, 3 * len(moves)), len(moves) - 1) if pick(generator, 2) else 0]
         return super().draw(level, generator)._replace(pieces=[p._replace(move=choice()) if moves else p for p in scene])
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + range(len(self))[index])
         amount = math.exp(uniform(generator, *map(math.log, self.motion)))
-        scene, encoded = self.draw(amount, generator), pick(generator, 2)
+        scene, encoded = self.draw(amount, generator), uniform(generator, 0, 1) < self.encoded
         scales = [0., *sorted(uniform(generator, 0.2, 1) for _ in "ab"), 1.] if encoded else [0., 1.]
         frames, owners = compose(scene.pieces, (self.size, self.size), scales)
         frames = _exposed(frames, scene, self.noise, generator)
