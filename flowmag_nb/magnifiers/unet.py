@@ -6,8 +6,9 @@
 __all__ = ['WAVES', 'PI', 'RELEASED_KEYS', 'encode_alpha', 'blend_encodings', 'interleave', 'double_conv', 'UNet', 'passes',
            'FlowMag', 'flowmag']
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #27c26262
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #d6ba57a6
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..assets import asset_path
-from ..flow import check_frames, load_state
+from ..flow import check_frames, load_state, read_state
 from . import Magnifier, alpha_planes, as_alpha
+from ..paths import embedded
 
 # %% ../../nbs/core/06_magnifiers/unet.ipynb #07828604
 WAVES = 32
@@ -135,7 +137,7 @@ class FlowMag(Magnifier):
             frame[todo] = self.synthesize(reference[todo], before[todo], encode_alpha(factor[todo])).to(frame.dtype)
         return frame
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #d1003079
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #0cdd8137
 RELEASED_KEYS = {r"^module\.": "",
              r"down_layers\.(\d+)\.(maxpool_conv\.1\.)?double_conv\.": r"down.\1.",
              r"up_layers\.(\d+)\.conv\.double_conv\.": r"up.\1.",
@@ -143,12 +145,20 @@ RELEASED_KEYS = {r"^module\.": "",
 
 
 def flowmag(
-    weights: str | Path | None = None, # released checkpoint (.pth) or ours (.safetensors); None is the RAFT-trained release
-    width: int = 64,                   # channels at full size; 64 as published
-    depth: int = 5,                    # sizes the picture is seen at; 5 as published
+    weights: str | Path | None = None, # released checkpoint (.pth) or ours (.safetensors); None: what travels with the package, or else the RAFT-trained release
+    width: int | None = None,          # channels at full size; None: as in the file, 64 as published where there is none
+    depth: int | None = None,          # sizes the picture is seen at; None: as in the file, 5 as published where there is none
     untrained: bool = False,           # start from random weights instead
 ) -> FlowMag:
     "FlowMag's generator with its weights."
-    net = FlowMag(width, depth)
-    if untrained and weights is None: return net
-    return load_state(net, weights or asset_path("flowmag-raft"), RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
+    if untrained and weights is None: return FlowMag(width or 64, depth or 5)
+    weights = weights or embedded("flowmag") or asset_path("flowmag-raft")
+    found_width, found_depth = _size(read_state(weights))
+    return load_state(FlowMag(width or found_width, depth or found_depth), weights, RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
+
+
+def _size(state):
+    "Width and depth of a generator by its weights; the published ones where these are none of a generator's"
+    width = next((value.shape[1] for key, value in state.items() if re.search(r"(paint|up_layers\.\d+\.conv)\.weight$", key)), 64)
+    blocks = {found[1] for key in state if (found := re.search(r"\bdown(?:_layers)?\.(\d+)\.", key))}
+    return width, min(max(len(blocks), 2), 6) if blocks else 5
