@@ -104,7 +104,7 @@ def passes(
     top = alpha.reshape(len(alpha), -1).amax(1)
     return (top.log() / math.log(largest) - 1e-5).ceil().clamp_min(1).int()
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #6c41a607
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #e2b9d961
 class FlowMag(Magnifier):
     "FlowMag's generator: paints the magnified frame (Pan, Geng, Owens, NeurIPS 2023)."
     max_alpha = 16.  # of one pass, as trained; beyond it passes follow each other, and errors with them
@@ -113,8 +113,10 @@ class FlowMag(Magnifier):
         self,
         width: int = 64, # channels at full size; 64 as published
         depth: int = 5,  # sizes the picture is seen at; 5 as published
+        calls: int | None = None,  # passes, whatever alpha is; None: as many as keep each within the trained range
     ):
         super().__init__()
+        self.calls = calls
         self.generator = UNet(6 + WAVES, width=width, depth=depth)
 
     def synthesize(
@@ -129,7 +131,7 @@ class FlowMag(Magnifier):
     def forward(self, reference, frame, alpha):
         check_frames(reference, frame)
         alpha = as_alpha(alpha, frame)
-        count = passes(alpha, self.max_alpha)
+        count = passes(alpha, self.max_alpha) if self.calls is None else torch.full((len(alpha),), self.calls)
         factor = alpha ** (1 / count.reshape(-1, *[1] * (alpha.ndim - 1)))
         for k in range(int(count.max())):
             todo, before = count > k, frame
@@ -137,7 +139,7 @@ class FlowMag(Magnifier):
             frame[todo] = self.synthesize(reference[todo], before[todo], encode_alpha(factor[todo])).to(frame.dtype)
         return frame
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #0cdd8137
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #f1f5626d
 RELEASED_KEYS = {r"^module\.": "",
              r"down_layers\.(\d+)\.(maxpool_conv\.1\.)?double_conv\.": r"down.\1.",
              r"up_layers\.(\d+)\.conv\.double_conv\.": r"up.\1.",
@@ -148,13 +150,14 @@ def flowmag(
     weights: str | Path | None = None, # released checkpoint (.pth) or ours (.safetensors); None: what travels with the package, or else the RAFT-trained release
     width: int | None = None,          # channels at full size; None: as in the file, 64 as published where there is none
     depth: int | None = None,          # sizes the picture is seen at; None: as in the file, 5 as published where there is none
+    calls: int | None = None,          # see `FlowMag`
     untrained: bool = False,           # start from random weights instead
 ) -> FlowMag:
     "FlowMag's generator with its weights."
-    if untrained and weights is None: return FlowMag(width or 64, depth or 5)
+    if untrained and weights is None: return FlowMag(width or 64, depth or 5, calls)
     weights = weights or embedded("flowmag") or asset_path("flowmag-raft")
     found_width, found_depth = _size(read_state(weights))
-    return load_state(FlowMag(width or found_width, depth or found_depth), weights, RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
+    return load_state(FlowMag(width or found_width, depth or found_depth, calls), weights, RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
 
 
 def _size(state):
