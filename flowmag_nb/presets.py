@@ -91,7 +91,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #5a167493
+# %% ../nbs/core/12a_presets.ipynb #4f919bb1
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -105,6 +105,8 @@ class Preset(NamedTuple):
 def _through(flow, **options): return ThroughFlow(load_flow(flow, **options))
 
 
+_SMALL = dict(motion=(0.2, 3.), magnified=12., max_alpha=16.)  # of rendered pairs: what a short training can learn
+
 TRAININGS = {
     "paper": Preset(
         "FlowMag as published: full width, 512 px, RAFT; for large GPUs and real pairs",
@@ -112,11 +114,11 @@ TRAININGS = {
         Recipe(steps=510_000, batch=40, lr=3e-4, warmup=0, final=1., clip=math.inf, ema=0., look=3640)),
     "flowmag-cpu": Preset(
         "the paper's idea on a processor: a quarter of the width, 128 px, RAFT-small and known answers; an hour or two",
-        "flowmag", dict(width=16, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), max_alpha=16.),
+        "flowmag", dict(width=16, untrained="copy"), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
         Recipe(steps=6000, batch=8, lr=1e-3, warmup=200, ema=0.998, look=300)),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on the data of flowmag-cpu; less than an hour on one core",
-        "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), max_alpha=16.),
+        "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
         Recipe(steps=2000, batch=8, lr=1e-3, warmup=50, ema=0.99, look=250)),
     "motion": Preset(
         "the default's network on films with known motion; a quarter of an hour on one core once they are rendered",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAVES', 'PI', 'RELEASED_KEYS', 'encode_alpha', 'blend_encodings', 'interleave', 'double_conv', 'UNet', 'passes',
-           'FlowMag', 'flowmag']
+           'FlowMag', 'copy_frame', 'flowmag']
 
 # %% ../../nbs/core/06_magnifiers/unet.ipynb #d6ba57a6
 import math
@@ -139,7 +139,24 @@ class FlowMag(Magnifier):
             frame[todo] = self.synthesize(reference[todo], before[todo], encode_alpha(factor[todo])).to(frame.dtype)
         return frame
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #f1f5626d
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #27e1b4f3
+@torch.no_grad()
+def copy_frame(
+    net: FlowMag, # changed
+) -> FlowMag: # the same
+    "Set the weights so that the generator begins by returning the frame, nearly."
+    for block, channels in ((net.generator.down[0], (1, 3, 5)), (net.generator.up[-1], (0, 1, 2))):
+        for convolution, norm, sources in ((block[0], block[1], channels), (block[3], block[4], (0, 1, 2))):
+            convolution.weight[:3] = 0
+            for colour, source in enumerate(sources): convolution.weight[colour, source, 1, 1] = 1
+            norm.bias[:3] = 3
+    paint = net.generator.paint
+    paint.weight *= 0.1
+    paint.weight[:, :3, 0, 0] = torch.eye(3)
+    paint.bias.fill_(-3)
+    return net
+
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #6876c8f1
 RELEASED_KEYS = {r"^module\.": "",
              r"down_layers\.(\d+)\.(maxpool_conv\.1\.)?double_conv\.": r"down.\1.",
              r"up_layers\.(\d+)\.conv\.double_conv\.": r"up.\1.",
@@ -151,10 +168,12 @@ def flowmag(
     width: int | None = None,          # channels at full size; None: as in the file, 64 as published where there is none
     depth: int | None = None,          # sizes the picture is seen at; None: as in the file, 5 as published where there is none
     calls: int | None = None,          # see `FlowMag`
-    untrained: bool = False,           # start from random weights instead
+    untrained: bool | str = False,     # start from random weights instead, or with 'copy' from those of `copy_frame`
 ) -> FlowMag:
     "FlowMag's generator with its weights."
-    if untrained and weights is None: return FlowMag(width or 64, depth or 5, calls)
+    if untrained and weights is None:
+        net = FlowMag(width or 64, depth or 5, calls)
+        return copy_frame(net) if untrained == "copy" else net
     weights = weights or embedded("flowmag") or asset_path("flowmag-raft")
     found_width, found_depth = _size(read_state(weights))
     return load_state(FlowMag(width or found_width, depth or found_depth, calls), weights, RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
