@@ -6,12 +6,12 @@
 __all__ = ['MIN_SIDE', 'read_mask', 'alpha_field', 'reference_index', 'frame_pairs', 'magnify_frames', 'pick_device',
            'pick_batch', 'MagnifyResult', 'magnify_video', 'beside']
 
-# %% ../nbs/core/08_magnify.ipynb #0cfb1564
+# %% ../nbs/core/08_magnify.ipynb #dbd78c09
 import os
 import warnings
 from base64 import b64encode
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
@@ -246,7 +246,7 @@ def _progress(frames, total, wanted):
     hide = {} if wanted and in_notebook() else dict(disable=None if wanted else True)  # None: unless stderr is a terminal
     return tqdm(frames, total=total, desc="magnify", unit="frame", delay=1, leave=False, **hide)
 
-# %% ../nbs/core/08_magnify.ipynb #0b5b6bd2
+# %% ../nbs/core/08_magnify.ipynb #f938628b
 def magnify_video(
     source,                                # video file, GIF, folder of images, array (t, h, w, 3) or `Video`
     output: str | Path | None = None,      # .mp4, .mkv (lossless), .gif or a folder of PNGs; None for a temporary .mp4
@@ -261,6 +261,7 @@ def magnify_video(
     device: str | torch.device | None = None, # None for a GPU if there is one
     progress: bool = True,                 # show a bar on a terminal or in a notebook
     overwrite: bool = False,               # replace an existing output
+    prepare: Callable[[nn.Module], nn.Module] | None = None, # from the magnifier to the one that is used, once all else is checked
     **options,                             # passed to the model's builder, e.g. flow="raft-small"
 ) -> MagnifyResult:
     "Make the motion of a clip `alpha` times as large."
@@ -272,6 +273,7 @@ def magnify_video(
     batch = pick_batch(batch, video.height, video.width, device)
     options = {**_film_rate(model, video, options), **options}
     name, magnifier = _magnifier(model, alpha, device, options)
+    if prepare is not None: magnifier = prepare(magnifier).to(device)
     spent, start = {}, perf_counter()
     with VideoWriter(path, like=video) as writer:
         frames = _timed(magnify_frames(video, magnifier, alpha, reference, batch, device, spent), spent, "frames")
