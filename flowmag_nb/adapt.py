@@ -212,7 +212,7 @@ def _picture(magnifiers, held):
     sheets, width = [sample_sheet(m, batch) for m in magnifiers], liveliest["frame"].shape[-1]
     return torch.cat([sheets[0][:, :2 * width], *(sheet[:, 2 * width:] for sheet in sheets)], 1)
 
-# %% ../nbs/core/13_adapt.ipynb #000611dc
+# %% ../nbs/core/13_adapt.ipynb #91e34486
 def adapt(
     magnifier: nn.Module,                  # any Magnifier with weights; not changed
     clip,                                  # what `Video` takes, 3 frames or more
@@ -249,12 +249,11 @@ def adapt(
     sources = [Source(footage.learn, prepare, name=f"frames of {footage.name}")]
     held = [Source(held_pairs(footage, wanted, objective.judge), lambda pair, _: pair, name=f"held-out frames of {footage.name}")]
     recipe = Recipe(limit, batch, lr, warmup=0, final=1., ema=0.9, seed=seed, look=look, patience=patience)
-    run = train(deepcopy(magnifier), objective, sources, recipe, held, minutes=minutes, first_look=True, progress=progress)
+    run = train(deepcopy(magnifier), objective, sources, recipe, held, minutes=minutes, guard="magnification", progress=progress)
     looks = {row["step"]: _scores(row) for row in run.rows if row["pairs"] == "held out"}
-    best = run.best_step if looks[run.best_step]["motion_error"] <= looks[0]["motion_error"] else 0
-    old = deepcopy(magnifier).to(device).eval()
+    best, old = run.best_step, deepcopy(magnifier).to(device).eval()
     new = deepcopy(old)
-    if best: new.load_state_dict(run.best)
+    new.load_state_dict(run.best)
     facts = dict(clip=footage.name, size=list(footage.frames.shape[-2:]), alpha=wanted, before=looks[0], after=looks[best], unchanged=_unchanged(held[0].data), steps=best, verdict=run.verdict)
     card = run_card(run, objective, sources, held, model=model_name(new), **facts)
     return Adaptation(new, looks[0], looks[best], run.history, _picture([old, new], held[0].data), card)

@@ -111,7 +111,7 @@ def _check_numbers(values, batch, run, folder, team):
     raise FloatingPointError(f"training diverged at step {run.step}: {shown}. " + (f"Its batch is kept in {file}. " if file else "")
                              + "Look at it, or lower lr; the last checkpoint is from before")
 
-# %% ../nbs/core/12_train.ipynb #1f0d035d
+# %% ../nbs/core/12_train.ipynb #a75c25c4
 def _begin(magnifier, recipe, folder, resume, team):
     "A new run, or one continued from its folder"
     run, checkpoint = Run(magnifier, recipe), folder and folder / "checkpoint.pt"
@@ -132,11 +132,17 @@ def _verdict(run, late=False):
     return "stopped early" if late else ""
 
 
-def _look(run, loss, held_out, folder, team, card, example):
+def _is_best(looks, guard):
+    "Whether the last look costs least among those that cost no more of one term than the first"
+    allowed = [look for look in looks if not guard or look[guard] <= looks[0][guard]]
+    return looks[-1] in allowed and looks[-1]["total"] <= min(look["total"] for look in allowed)
+
+
+def _look(run, loss, held_out, folder, team, card, example, guard):
     "Measure on held-out pairs, keep the best, bring the folder up to date"
     run.settle()
     if held_out: run.note("held out", evaluate_loss(run.average, loss, held_out, run.recipe.batch, team))
-    better = not held_out or run.totals()[-1] <= min(run.totals())
+    better = not held_out or _is_best([row for row in run.rows if row["pairs"] == "held out"], guard)
     if better: run.keep()
     run.verdict = run.verdict or _verdict(run)
     if folder and team.is_main_process: _write(run, held_out, folder, team, card() if better else None, example)
@@ -171,7 +177,7 @@ def run_card(
                 samples=run.best_step * run.recipe.batch, held_out=dict(best, pairs=words(held_out)), hardware=hardware(processes),
                 seconds=round(run.seconds, 1), commit=code_version(), torch=torch.__version__, licence="not stated") | notes
 
-# %% ../nbs/core/12_train.ipynb #3abb2a45
+# %% ../nbs/core/12_train.ipynb #ea990220
 def train(
     magnifier: nn.Module,               # any Magnifier with weights; changed
     loss: Callable,                     # (magnifier, batch) -> named tuple with `total`
@@ -184,7 +190,7 @@ def train(
     steps: int | None = None,           # stop after so many, to be resumed; None: the recipe's
     minutes: float = math.inf,          # stop after so long, to be resumed
     workers: int = 0,                   # processes that prepare samples beside each one
-    first_look: bool = False,           # look at the weights it begins with, too: they may stay the best
+    guard: str | None = None,           # a term: the weights it begins with are looked at, too, and none are kept on which it costs more
     notes: dict | None = None,          # for the card: licence, origin of the data, ...
     progress: bool = True,              # show a bar
 ) -> Run:
@@ -197,7 +203,7 @@ def train(
     feed = batches(Stream(sources, recipe.batch, recipe.seed), run.step, recipe.steps, rank, team.num_processes, workers)
     bar = tqdm(desc="training", total=recipe.steps, initial=run.step, disable=None if progress and team.is_main_process else True)
     with bar, torch.random.fork_rng([team.device] if team.device.type == "cuda" else []):
-        if first_look and held_out and not run.step: _look(run, loss, held_out, folder, team, card, None)
+        if guard and held_out and not run.step: _look(run, loss, held_out, folder, team, card, None, guard)
         while not run.verdict:
             batch = {name: value.to(team.device) for name, value in next(feed).items()}
             torch.manual_seed(chance(recipe.seed, run.step, rank).initial_seed())
@@ -209,14 +215,15 @@ def train(
             run.advance(values, before + time.monotonic() - start)
             run.verdict = _verdict(run, late)
             bar.update()
-            if run.verdict or run.is_look_due(): _look(run, loss, held_out, folder, team, card, batch)
+            if run.verdict or run.is_look_due(): _look(run, loss, held_out, folder, team, card, batch, guard)
     team.free_memory()
     return run
 
-# %% ../nbs/core/12_train.ipynb #ae8a6640
+# %% ../nbs/core/12_train.ipynb #d4231f6e
 def plot_history(
     history,      # DataFrame as `Run.history` or read from history.csv
     term: str = "total",
+    best: int | None = None, # step that was kept; None: where held-out pairs cost least
     axes=None,    # matplotlib axes; None makes a figure
 ): # the axes
     "How training went: training pairs, held-out pairs, and the best of these."
@@ -226,7 +233,7 @@ def plot_history(
         rows = history[history.pairs == pairs]
         if len(rows): axes.plot(rows.step, rows[term], label=pairs, **style)
     held = history[history.pairs == "held out"]
-    if len(held): axes.plot(*held.loc[held[term].idxmin(), ["step", term]], "*", color="#D55E00", ms=11, label="best")
+    if len(held): axes.plot(*held.loc[held[term].idxmin() if best is None else held.index[held.step == best][0], ["step", term]], "*", color="#D55E00", ms=11, label="best")
     axes.set(xlabel="step", ylabel=term, yscale="log")
     axes.legend(frameon=False)
     return axes
