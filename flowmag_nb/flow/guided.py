@@ -47,7 +47,7 @@ def clues(
     cells = [relative - near, near - far, step.clamp(-3, 3), (tie + 1).log() / 5, size.log().expand_as(tie) / 2, open_.clamp_min(1e-4).log() / 3]
     return torch.cat([F.pixel_unshuffle(pixels, CELL), *cells], 1)
 
-# %% ../../nbs/core/04a_guided.ipynb #01e4812c
+# %% ../../nbs/core/04a_guided.ipynb #b00b8b61
 class LookAround(nn.Module):
     "Look around at a distance, add what was found."
     def __init__(self, width: int, reach: int): # channels; cells
@@ -60,7 +60,7 @@ class LookAround(nn.Module):
 
 class Guide(nn.Module):
     "From clues to factors on trust."
-    bounds = -8., 4.  # of their logarithm: a vote can be refused altogether, or believed against the rules
+    bounds = -0.7, 4.  # of their logarithm: allowed to refuse votes, it refuses fur and skin, which no rendered film has enough of
 
     def __init__(self, width: int = 32): # channels
         super().__init__()
