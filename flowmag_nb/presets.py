@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TRAININGS', 'open_pairs', 'open_pictures', 'open_data', 'open_films', 'Preset', 'train_preset', 'find_preset']
 
-# %% ../nbs/core/12a_presets.ipynb #29aa09f6
+# %% ../nbs/core/12a_presets.ipynb #2bb50eda
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,11 +61,12 @@ def open_pictures(
     return tuple(Source(made(side, objects, length=length, size=size, seed=2 * seed + which, **options), name=name)
                  for which, (side, length) in enumerate(zip(sides, (100_000, 64))))
 
-# %% ../nbs/core/12a_presets.ipynb #b8041147
+# %% ../nbs/core/12a_presets.ipynb #5a51c43b
 def open_data(
     where: str | Path | None,     # folder, or several as in 'pairs:3,photos'; None computes pictures
     size: int,                    # px, each side of a sample
     area: tuple[float, float] = (0.7, 1.),  # see `open_pairs`
+    made: Sequence[type] = (TrainingSet,),  # what is rendered from photographs, in equal parts
     **options,                    # see `open_pictures`
 ) -> tuple[list[Source], list[Source]]: # to train on, to look at
     "Sources of pairs from what folders hold."
@@ -75,8 +76,8 @@ def open_data(
     for folder, weight in parts:
         if folder and not folder.is_dir(): raise FileNotFoundError(f"data must be a folder of packed pairs or of photographs, found none at {folder}")
         real = folder and (folder / "manifest.json").is_file()
-        pair = open_pairs(folder, size, area) if real else open_pictures(folder, size, **options)
-        found.append([source._replace(weight=weight) for source in pair])
+        both = [open_pairs(folder, size, area)] if real else [open_pictures(folder, size, made=kind, **options) for kind in made]
+        found += [[source._replace(weight=weight / len(both)) for source in pair] for pair in both]
     return tuple(map(list, zip(*found)))
 
 # %% ../nbs/core/12a_presets.ipynb #2d4586d1
@@ -91,7 +92,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #19ba1649
+# %% ../nbs/core/12a_presets.ipynb #2dec2390
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -105,7 +106,7 @@ class Preset(NamedTuple):
 def _through(flow, **options): return ThroughFlow(load_flow(flow, **options))
 
 
-_SMALL = dict(motion=(0.2, 3.), magnified=12., max_alpha=16.)  # of rendered pairs: what a short training can learn
+_SMALL = dict(made=(DriftSet, TrainingSet), motion=(0.2, 3.), magnified=12., max_alpha=16.)  # what a short training can learn from
 
 TRAININGS = {
     "paper": Preset(
@@ -113,9 +114,9 @@ TRAININGS = {
         "flowmag", dict(untrained=True), partial(_through, "raft-large", iterations=5), partial(open_data, size=512, max_alpha=16.),
         Recipe(steps=510_000, batch=40, lr=3e-4, warmup=0, final=1., clip=math.inf, ema=0., look=3640)),
     "flowmag-cpu": Preset(
-        "the paper's idea on a processor: a quarter of the width, 128 px, RAFT-small and known answers; an hour or two",
-        "flowmag", dict(width=16, untrained="copy"), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
-        Recipe(steps=6000, batch=8, lr=1e-3, warmup=200, ema=0.998, look=300)),
+        "the paper's idea on a processor: a quarter of the width, 96 px, mostly known answers, some through RAFT-small; an hour",
+        "flowmag", dict(width=16, untrained="copy"), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=96, area=(0.2, 1.), **_SMALL),
+        Recipe(steps=9000, batch=8, lr=2e-3, warmup=200, ema=0.998, look=500)),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on the data of flowmag-cpu; less than an hour on one core",
         "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
@@ -126,7 +127,7 @@ TRAININGS = {
         Recipe(steps=1500, batch=4, lr=1e-3, ema=0.99)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",
-        "flowmag", dict(width=8, depth=3, untrained=True), partial(_through, "clg"), partial(open_data, size=48, made=DriftSet, motion=(0.3, 1.5), magnified=5.),
+        "flowmag", dict(width=8, depth=3, untrained=True), partial(_through, "clg"), partial(open_data, size=48, made=(DriftSet,), motion=(0.3, 1.5), magnified=5.),
         Recipe(steps=200, batch=8, lr=5e-3, warmup=10, ema=0.95, look=25)),
 }
 

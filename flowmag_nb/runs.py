@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'learning_rate', 'follow', 'is_done', 'model_name', 'Run', 'run_state', 'save_checkpoint', 'load_checkpoint',
-           'hardware', 'save_weights']
+           'hardware', 'save_weights', 'pack_weights']
 
-# %% ../nbs/core/11e_runs.ipynb #6a1038bd
+# %% ../nbs/core/11e_runs.ipynb #2be635d0
 import hashlib
 import json
 import math
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .paths import replace_file
@@ -199,7 +199,7 @@ def load_checkpoint(
     for name in _MODULES: getattr(run, name).load_state_dict(state[name])
     for name in _FACTS: setattr(run, name, state[name])
 
-# %% ../nbs/core/11e_runs.ipynb #c776d950
+# %% ../nbs/core/11e_runs.ipynb #12059cdb
 def hardware(
     processes: int = 1,
 ) -> str:
@@ -217,9 +217,23 @@ def save_weights(
     **card,             # what is to be known of them: words, numbers, lists and dicts
 ) -> dict: # the card
     "Write weights and their card."
-    path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in magnifier.state_dict().items()}
-    replace_file(path, lambda partial: partial.write_bytes(save(state, dict(model=model_name(magnifier)))))
-    card = dict(model=model_name(magnifier), sha256=hashlib.sha256(path.read_bytes()).hexdigest()) | card
-    replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False)))
+    return _write_card(Path(path), state, dict(model=model_name(magnifier)) | card)
+
+
+def pack_weights(
+    source: str | Path, # as written by `save_weights`
+    target: str | Path, # .safetensors; its card beside it
+    **card,             # what is to be added to the card, or said anew
+) -> dict: # the card
+    "Copy weights in half precision, fit to travel with a package."
+    state = {name: value.half() if value.is_floating_point() else value for name, value in load_file(source).items()}
+    return _write_card(Path(target), state, json.loads(Path(source).with_suffix(".json").read_text()) | dict(precision="float16") | card)
+
+
+def _write_card(path, state, card):
+    "Weights, then a card that names them by their hash"
+    replace_file(path, lambda partial: partial.write_bytes(save(state, dict(model=card["model"]))))
+    card = card | dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n"))
     return card

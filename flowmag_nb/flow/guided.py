@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'size_of', 'clues', 'LookAround', 'Guide', 'Guided']
 
-# %% ../../nbs/core/04a_guided.ipynb #0fd6f1df
+# %% ../../nbs/core/04a_guided.ipynb #f008cbdf
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import load_state
 from .clg import CELL, CLG, Overlap, overlap, settle, ties, trust, votes
+from ..paths import embedded
 from ..warp import blur, resize
 
 # %% ../../nbs/core/04a_guided.ipynb #14fe8309
@@ -80,21 +81,19 @@ def _within(x, low, high):
     "`x` bent into the interval from `low` < 0 to `high` > 0; 0 stays 0, with slope 1"
     return x / (1 + x.abs() / torch.where(x > 0, high, -low))  # unlike tanh, its slope never quite dies
 
-# %% ../../nbs/core/04a_guided.ipynb #e7f06ee8
+# %% ../../nbs/core/04a_guided.ipynb #23bfa4d5
 class Guided(CLG):
     "Combined local-global flow whose trust a small network sets."
     def __init__(
         self,
-        weights: str | Path | None = None, # file, for example from `flowmag train --preset motion`; none are published
+        weights: str | Path | None = None, # file, for example from `flowmag train --preset motion`; None: what travels with the package
         width: int = 32,                   # channels of the network
         untrained: bool = False,           # start as `clg`, to be trained
         **options,                         # of `CLG`
     ):
         super().__init__(**options)
         self.guide = Guide(width)
-        if weights is None and not untrained:
-            raise FileNotFoundError("guided has no published weights yet: train some by `flowmag train --preset motion` and give weights=FILE, "
-                                    "or take untrained=True, which is clg")
+        if weights is None and not untrained: weights = embedded("motion")
         if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do
 
     def improve(self, first, second, flow, level):
