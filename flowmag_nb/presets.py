@@ -92,7 +92,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #943e186b
+# %% ../nbs/core/12a_presets.ipynb #d204dba2
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -123,7 +123,7 @@ TRAININGS = {
         Recipe(steps=2000, batch=8, lr=1e-3, warmup=50, ema=0.99, look=250)),
     "motion": Preset(
         "the default's network on films with known motion; a quarter of an hour on one core once they are rendered",
-        "motion", dict(untrained=True, doubt=3e-4), KnownMotion, open_films,
+        "motion", dict(untrained=True, bounds=(3e-4, 55.)), KnownMotion, open_films,
         Recipe(steps=2000, batch=4, lr=1e-3, ema=0.99)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",

@@ -49,7 +49,7 @@ def clues(
     cells = [relative - near, near - far, step.clamp(-3, 3), (tie + 1).log() / 5, size.log().expand_as(tie) / 2, open_.clamp_min(1e-4).log() / 3]
     return torch.cat([F.pixel_unshuffle(pixels, CELL), *cells], 1)
 
-# %% ../../nbs/core/04a_guided.ipynb #63339257
+# %% ../../nbs/core/04a_guided.ipynb #11c21717
 class LookAround(nn.Module):
     "Look around at a distance, add what was found."
     def __init__(self, width: int, reach: int): # channels; cells
@@ -62,9 +62,9 @@ class LookAround(nn.Module):
 
 class Guide(nn.Module):
     "From clues to factors on trust."
-    def __init__(self, width: int, doubt: float): # channels; least factor
+    def __init__(self, width: int, bounds: tuple[float, float]): # channels; least and greatest factor
         super().__init__()
-        self.bounds = math.log(doubt), 4.  # of the factor's logarithm
+        self.bounds = [math.log(bound) for bound in bounds]
         self.inp = nn.Conv2d(3 * CELL**2 + 9, width, 1)
         self.blocks = nn.ModuleList(LookAround(width, reach) for reach in (1, 2, 4, 2, 1))
         self.out = nn.Conv2d(width, CELL**2, 1)
@@ -81,19 +81,19 @@ def _within(x, low, high):
     "`x` bent into the interval from `low` < 0 to `high` > 0; 0 stays 0, with slope 1"
     return x / (1 + x.abs() / torch.where(x > 0, high, -low))  # unlike tanh, its slope never quite dies
 
-# %% ../../nbs/core/04a_guided.ipynb #2aedaf4e
+# %% ../../nbs/core/04a_guided.ipynb #34762903
 class Guided(CLG):
     "Combined local-global flow whose trust a small network sets."
     def __init__(
         self,
         weights: str | Path | None = None, # file, for example from `flowmag train --preset motion`; None: what travels with the package
         width: int = 32,                   # channels of the network
-        doubt: float = 0.5,                # least share of the usual trust that the network may leave to a pixel
+        bounds: tuple[float, float] = (0.5, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
         **options,                         # of `CLG`
     ):
         super().__init__(**options)
-        self.guide = Guide(width, doubt)
+        self.guide = Guide(width, bounds)
         if weights is None and not untrained: weights = embedded("motion")
         if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do
 
