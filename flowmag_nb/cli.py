@@ -23,7 +23,7 @@ from fastcore.docments import docments
 
 _VERSION = import_module("flowmag_nb").__version__
 
-# %% ../nbs/core/20_cli.ipynb #622850eb
+# %% ../nbs/core/20_cli.ipynb #c681955e
 def _seconds(seconds):
     "Seconds as a person says them"
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds//60:.0f} min {seconds%60:.0f} s"
@@ -50,7 +50,7 @@ def magnify(
     output: str,                # .mp4, .mkv (lossless), .gif, or a folder of PNG images
     *,
     alpha: float = 10.,         # how many times larger motion gets; 1 leaves the clip as it is
-    model: str = "lagrangian",  # method, see `flowmag info`
+    model: str = "motion",  # method, see `flowmag info`
     weights: str | None = None, # file for a model that learns, instead of its published one
     adapt: float | None = None, # minutes in which the model may learn from the clip first, see `flowmag adapt`
     mask: str | None = None,    # grey image or .npy of the clip's size, white where motion grows
@@ -142,12 +142,12 @@ def _demo_figures(result):
     still = max(pairs, key=lambda pair: abs(pair[0].astype("int16") - pair[1]).sum())
     return dict(slice=show_xt(slices, float(result.source.fps), *line), still=side_by_side(still, list(slices)))
 
-# %% ../nbs/core/20_cli.ipynb #659ee7a3
+# %% ../nbs/core/20_cli.ipynb #241c1768
 def demo(
     *,
     output: str | None = None,  # folder; default figures/demo of a clone, else ./flowmag-demo
     alpha: float = 10.,         # how many times larger motion gets
-    model: str = "lagrangian",  # method, see `flowmag info`
+    model: str = "motion",  # method, see `flowmag info`
     quiet: bool = False,        # print errors only
 ) -> str: # the files written
     """Magnify the bundled clip: a video, an x-t slice and a still.

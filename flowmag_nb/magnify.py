@@ -246,12 +246,12 @@ def _progress(frames, total, wanted):
     hide = {} if wanted and in_notebook() else dict(disable=None if wanted else True)  # None: unless stderr is a terminal
     return tqdm(frames, total=total, desc="magnify", unit="frame", delay=1, leave=False, **hide)
 
-# %% ../nbs/core/08_magnify.ipynb #f938628b
+# %% ../nbs/core/08_magnify.ipynb #2e478df8
 def magnify_video(
     source,                                # video file, GIF, folder of images, array (t, h, w, 3) or `Video`
     output: str | Path | None = None,      # .mp4, .mkv (lossless), .gif or a folder of PNGs; None for a temporary .mp4
     alpha: float | Tensor = 10.,           # how many times larger, a number or a map (h, w); 1 leaves the clip unchanged
-    model: str | nn.Module = "lagrangian", # name of a magnifier, or one that is built already
+    model: str | nn.Module = "motion", # name of a magnifier, or one that is built already
     mask=None,                             # (h, w) bool or float in [0, 1], or a file of one: where alpha applies
     reference: str | int = "first",        # motion from the 'first' frame, the 'previous' one, or a frame number
     *,

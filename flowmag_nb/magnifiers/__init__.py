@@ -67,13 +67,13 @@ class Magnifier(nn.Module, ABC):
         "Magnify a clip batch by batch; methods with a memory override this."
         for reference, frame in pairs: yield self(reference, frame, as_alpha(alpha, frame))
 
-# %% ../../nbs/core/06_magnifiers/base.ipynb #c346aad8
+# %% ../../nbs/core/06_magnifiers/base.ipynb #cf0f2391
 MAGNIFIERS = Registry("Magnifier")
 register_magnifier, magnifier_names, load_magnifier = MAGNIFIERS.register, MAGNIFIERS.names, MAGNIFIERS.load
 
-register_magnifier("motion", "flowmag_nb.magnifiers.motion:MotionMagnifier", "lagrangian with a trained estimator; no weights published yet, train them by its preset")
+register_magnifier("motion", "flowmag_nb.magnifiers.motion:MotionMagnifier", "the default: lagrangian, its estimator guided by a small trained network")
 register_magnifier("lagrangian", "flowmag_nb.magnifiers.lagrangian:Lagrangian", "weight-free: estimate motion, scale it, move the pixels")
-register_magnifier("flowmag", "flowmag_nb.magnifiers.unet:flowmag", "the paper's U-Net: paints the magnified frame; published and own weights")
+register_magnifier("flowmag", "flowmag_nb.magnifiers.unet:flowmag", "the paper's U-Net: paints the magnified frame; a small one travels along, published weights fit")
 register_magnifier("refined", "flowmag_nb.magnifiers.refined:Refined", "lagrangian, repainted by a U-Net trained through a flow network; no weights published yet")
 register_magnifier("oh2018", "flowmag_nb.magnifiers.oh2018:oh2018", "Oh et al. 2018: magnifies differences of learned shapes; three published layouts")
 register_magnifier("realtime", "flowmag_nb.magnifiers.realtime:realtime", "Ha et al. 2024 as we read it: linear encoder, quarter resolution; no weights published")
