@@ -92,7 +92,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #d204dba2
+# %% ../nbs/core/12a_presets.ipynb #5fbc4fcd
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -116,7 +116,7 @@ TRAININGS = {
     "flowmag-cpu": Preset(
         "the paper's idea on a processor: a quarter of the width, 96 px, mostly known answers, some through RAFT-small; an hour",
         "flowmag", dict(width=16, untrained="copy"), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=96, area=(0.2, 1.), **_SMALL),
-        Recipe(steps=6500, batch=8, lr=2e-3, warmup=200, ema=0.998, look=500)),
+        Recipe(steps=5000, batch=8, lr=1e-3, warmup=100, norms=100, ema=0.998, look=500)),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on the data of flowmag-cpu; less than an hour on one core",
         "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),

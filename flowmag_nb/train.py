@@ -22,7 +22,7 @@ from .paths import code_version, replace_file
 from .runs import Recipe, Run, hardware, is_done, learning_rate, load_checkpoint, save_checkpoint, save_weights
 from .shards import this_process
 
-# %% ../nbs/core/12_train.ipynb #e9a80dc3
+# %% ../nbs/core/12_train.ipynb #3a6fbf59
 class Objective(nn.Module):
     "A magnifier and what is asked of it: a batch in, its cost out."
     def __init__(
@@ -42,9 +42,11 @@ def train_step(
     batch: dict[str, Tensor],         # on the objective's device
     clip: float = math.inf,           # longest gradient that is followed whole
     bf16: bool = False,               # convolutions and products in bfloat16
+    norms: bool = True,               # batch norms follow the batch; else they keep the statistics they have
 ) -> dict[str, float]: # the loss's terms before the step, and `gradient`, its length before clipping
     "Move the magnifier's weights one step down the loss of a batch."
     objective.train()
+    if not norms: _keep_norms(objective)
     optimizer.zero_grad()
     with torch.autocast(batch["frame"].device.type, torch.bfloat16, enabled=bf16): losses = objective(batch)
     if not losses.total.requires_grad: raise ValueError("magnifier must have weights that take a gradient; it has none, or they are frozen")
@@ -53,6 +55,11 @@ def train_step(
     gradient = nn.utils.clip_grad_norm_(weights, clip)
     if gradient.isfinite(): optimizer.step()
     return {name: float(value.detach()) for name, value in dict(losses._asdict(), gradient=gradient).items()}
+
+
+def _keep_norms(net):
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm): module.eval()
 
 # %% ../nbs/core/12_train.ipynb #7876cb8c
 def evaluate_loss(
@@ -177,7 +184,7 @@ def run_card(
                 samples=run.best_step * run.recipe.batch, held_out=dict(best, pairs=words(held_out)), hardware=hardware(processes),
                 seconds=round(run.seconds, 1), commit=code_version(), torch=torch.__version__, licence="not stated") | notes
 
-# %% ../nbs/core/12_train.ipynb #ea990220
+# %% ../nbs/core/12_train.ipynb #e5f1fd04
 def train(
     magnifier: nn.Module,               # any Magnifier with weights; changed
     loss: Callable,                     # (magnifier, batch) -> named tuple with `total`
@@ -208,7 +215,7 @@ def train(
             batch = {name: value.to(team.device) for name, value in next(feed).items()}
             torch.manual_seed(chance(recipe.seed, run.step, rank).initial_seed())
             for group in run.optimizer.param_groups: group["lr"] = learning_rate(run.step, recipe)
-            values = train_step(objective, run.optimizer, batch, recipe.clip, recipe.bf16)
+            values = train_step(objective, run.optimizer, batch, recipe.clip, recipe.bf16, run.step < recipe.norms)
             values = _averaged(values | dict(late=run.step + 1 == steps or time.monotonic() - start > 60 * minutes), team)
             late = values.pop("late") > 0
             _check_numbers(values, batch, run, folder, team)

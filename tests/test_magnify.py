@@ -97,6 +97,6 @@ def test_the_real_default_on_the_bundled_clip(tmp_path):
     from flowmag_nb.paths import sample_clip
     clip = np.stack([f.image for f, _ in zip(Video(sample_clip()), range(4))])
     result = magnify_video(clip, tmp_path / "out.mkv", progress=False)
-    assert result.model == "lagrangian"
+    assert result.model == "motion"
     images = [f.image for f in result.video]
     assert np.abs(images[0].astype(int) - clip[0]).mean() < 1  # nothing moves in the first
