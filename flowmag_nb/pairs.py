@@ -212,7 +212,7 @@ def flow_percentiles(
     points = speeds.new_tensor(list(PERCENTILES.values()))/100
     return torch.stack([torch.quantile(speed, points) for speed in speeds])
 
-# %% ../nbs/core/10_pairs.ipynb #7c363373
+# %% ../nbs/core/10_pairs.ipynb #827f9cd0
 @torch.no_grad()
 def pair_statistics(
     first:list[np.ndarray],  # (h,w,3) uint8 images, of any sizes
@@ -220,13 +220,15 @@ def pair_statistics(
     flow_net:nn.Module,      # FlowNet
     size:int=512,            # px, sides of the square both are resized to
     device=None,             # where to compute, default CPU
-)->list[dict]: # one per pair: 'mse' (8-bit levels squared, at full resolution), 'p99_9', 'p80', 'p0_01' (px of the square)
+    mse:float=-1.,           # 8-bit levels squared: pairs that change no more are not given to the flow network
+)->list[dict]: # one per pair: 'mse' (8-bit levels squared, at full resolution), 'p99_9', 'p80', 'p0_01' (px of the square; nan where not measured)
     "Four numbers per pair."
     from flowmag_nb.video import to_tensor
-    squash = lambda images: torch.cat([resize(to_tensor(x, device), (size, size)) for x in images])
-    speeds = flow_percentiles(flow_net(squash(first), squash(second))).tolist()
     changes = [float(np.square(a.astype(np.float32) - b).mean()) for a, b in zip(first, second)]
-    return [dict(mse=change, **dict(zip(PERCENTILES, speed))) for change, speed in zip(changes, speeds)]
+    seen = [i for i, change in enumerate(changes) if change > mse]
+    squash = lambda images: torch.cat([resize(to_tensor(images[i], device), (size, size)) for i in seen])
+    speeds = dict(zip(seen, flow_percentiles(flow_net(squash(first), squash(second))).tolist())) if seen else {}
+    return [dict(mse=change, **dict(zip(PERCENTILES, speeds.get(i, [math.nan] * len(PERCENTILES))))) for i, change in enumerate(changes)]
 
 # %% ../nbs/core/10_pairs.ipynb #e05b4a30
 def keep_pairs(
@@ -239,7 +241,7 @@ def keep_pairs(
     "Which pairs satisfy the bounds (defaults: FlowMag's)."
     return (table.mse > mse) & (table.p99_9 <= p99_9) & (table.p80 <= p80) & (table.p0_01 <= p0_01)
 
-# %% ../nbs/core/10_pairs.ipynb #edcde60e
+# %% ../nbs/core/10_pairs.ipynb #5c6b3001
 def _describe(net):
     "Class, plain settings and weights of a network, in one line"
     plain = [f"{key}={value}" for key, value in vars(net).items() if isinstance(value, (int, float, str)) and key[0] != "_" and key != "training"]
@@ -248,16 +250,16 @@ def _describe(net):
     return f"{type(net).__name__}({', '.join(plain)}) {sha.hexdigest()[:12]}"
 
 
-def _measure(pairs, flow_net, size, batch, device):
+def _measure(pairs, flow_net, size, batch, device, mse):
     "A row per pair, in sorted order: where it comes from, its statistics or what went wrong"
     reading = read_pairs(pairs)
     while some := list(islice(reading, batch)):
         good = [images for _, images, _ in some if images]
-        numbers = iter(pair_statistics(*zip(*good), flow_net, size, device) if good else [])
+        numbers = iter(pair_statistics(*zip(*good), flow_net, size, device, mse) if good else [])
         for pair, images, error in some:
             yield {**pair._asdict(), **(next(numbers) if images else dict.fromkeys(("mse", *PERCENTILES), math.nan)), "error": error}
 
-# %% ../nbs/core/10_pairs.ipynb #c1da1c2a
+# %% ../nbs/core/10_pairs.ipynb #039c7924
 def measure_pairs(
     pairs:list[Pair],  # as from `list_pairs`
     folder:str|Path,   # of the statistics; finished shards there are kept
@@ -265,15 +267,16 @@ def measure_pairs(
     size:int=512,      # px, sides of the square the frames are resized to
     batch:int=8,       # pairs measured at once
     shard:int=256,     # pairs per file: what an interruption may cost
+    mse:float=-1.,     # 8-bit levels squared: pairs that change no more are not given to the flow network; `keep_pairs` refuses them by the same bound
 )->"pd.DataFrame": # as `read_statistics`
     "Statistics of pairs, continued where an earlier run was interrupted."
     pandas, _, process = import_extra("pandas"), import_extra("pyarrow"), this_process()
     if not pairs: raise ValueError("pairs must hold at least one pair, got none")
     flow_net = flow_net.to(process.device).eval()
     def work(items, path):
-        rows = _measure([Pair(*item) for item in items], flow_net, size, batch, process.device)
+        rows = _measure([Pair(*item) for item in items], flow_net, size, batch, process.device, mse)
         pandas.DataFrame(rows).to_parquet(path, index=False)
-    run_shards(folder, sorted(set(pairs)), work, shard, ".parquet", flow=_describe(flow_net), size=size)
+    run_shards(folder, sorted(set(pairs)), work, shard, ".parquet", flow=_describe(flow_net), size=size, **dict(mse=mse) if mse >= 0 else {})
     table = read_statistics(folder)
     if process.is_main_process: _warn_unreadable(table[table.error != ""], len(table))
     return table
