@@ -144,7 +144,7 @@ def with_inputs(
     while todo: asked.add(name := todo.pop()); todo += items[name].before - asked
     return [name for name in items if name in asked]
 
-# %% ../nbs/core/19_reproduce.ipynb #85d245bf
+# %% ../nbs/core/19_reproduce.ipynb #ccf5bef8
 class _Run:
     "A run through the manifest: what waits, what is at work, what is settled."
     def __init__(self, project, root, preset, what, jobs, force):
@@ -162,7 +162,7 @@ class _Run:
     def begin(self, name):
         "Settle an item, or put it to work; False if there is no room for it now"
         item = self.items[name]
-        state = State("cannot", reason) if (reason := self.blocked(item)) else state_of(item, self.project, self.root)
+        state = State("cannot", reason) if item.parameters is not None and (reason := self.blocked(item)) else state_of(item, self.project, self.root)
         if state.word in ("fresh", "cannot", "broken", "left out") and not (state.word == "fresh" and name in self.force): self.settled[name] = state; return True
         if self.working and (len(self.working) >= self.jobs or sum(job.item.gb for job in self.working.values()) + item.gb > self.room): return False
         try: self.working[name] = start_job(item, self.project, self.root, self.preset, max(1, self.cores // self.jobs))
