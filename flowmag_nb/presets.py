@@ -92,7 +92,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #5fbc4fcd
+# %% ../nbs/core/12a_presets.ipynb #a47da406
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -114,7 +114,7 @@ TRAININGS = {
         "flowmag", dict(untrained=True), partial(_through, "raft-large", iterations=5), partial(open_data, size=512, max_alpha=16.),
         Recipe(steps=510_000, batch=40, lr=3e-4, warmup=0, final=1., clip=math.inf, ema=0., look=3640)),
     "flowmag-cpu": Preset(
-        "the paper's idea on a processor: a quarter of the width, 96 px, mostly known answers, some through RAFT-small; an hour",
+        "the paper's idea on a processor: a quarter of the width, 96 px, mostly known answers, some through RAFT-small; a beginning, see `12a_presets`",
         "flowmag", dict(width=16, untrained="copy"), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=96, area=(0.2, 1.), **_SMALL),
         Recipe(steps=5000, batch=8, lr=1e-3, warmup=100, norms=100, ema=0.998, look=500)),
     "refined": Preset(
