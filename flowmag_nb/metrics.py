@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAIR', 'LABELS', 'masked_mean', 'motion_error', 'magnification_error', 'ssim', 'moving', 'achieved_magnification',
-           'background_leakage', 'color_error', 'sharpness', 'flicker', 'folds', 'fair_witness', 'lpips',
-           'picture_scores', 'measure', 'weights_hash', 'result_rows', 'summarise']
+           'photometric_gain', 'background_leakage', 'color_error', 'sharpness', 'flicker', 'folds', 'fair_witness',
+           'lpips', 'picture_scores', 'measure', 'weights_hash', 'result_rows', 'summarise']
 
-# %% ../nbs/core/14_metrics.ipynb #26f48349
+# %% ../nbs/core/14_metrics.ipynb #96e8bd7c
 import hashlib
 from collections.abc import Iterable
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .flow.clg import luma, resample
 from .magnifiers import alpha_planes, as_alpha
 from .paths import code_version
 from .warp import gradients, warp
@@ -103,6 +104,25 @@ def achieved_magnification(
     if weight is None: weight = moving(flow_source)
     _times(1., flow_source, flow_prediction)
     return masked_mean((flow_prediction * flow_source).sum(1), weight) / masked_mean(flow_source.square().sum(1), weight)
+
+# %% ../nbs/core/14_metrics.ipynb #6678ee71
+def photometric_gain(
+    reference: Tensor,           # (b, 3, h, w) in [0, 1]
+    frame: Tensor,               # (b, 3, h, w) in [0, 1], input or output
+    flow: Tensor,                # (b, 2, h, w) pixels, reference to `frame`, right but for a factor
+    mask: Tensor | None = None,  # (b, h, w) pixels that count
+    largest: float = 2.5,        # gains are sought from 0 to this
+) -> Tensor: # (b,), 1 where `flow` is right, 1/k where it is k times the truth
+    "The multiple of `flow` at which `frame`, sampled there, matches `reference` best (least squares; no flow network)."
+    first, second, step = luma(reference), luma(frame), largest / 25
+    gain = torch.zeros_like(first[:, 0, 0, 0])
+    for tried in (torch.arange(26) * step, torch.linspace(-step, step, 9)):
+        gains = gain + tried.to(gain)[:, None]
+        misses = torch.stack([masked_mean((resample(second, g[:, None, None, None] * flow) - first).square()[:, 0], mask) for g in gains])
+        lowest = misses.argmin(0, keepdim=True).clamp(1, len(tried) - 2)
+        before, at, after = (misses.gather(0, lowest + i)[0] for i in (-1, 0, 1))
+        gain = gains.gather(0, lowest)[0] + (tried[1] - tried[0]) * (before - after) / (before - 2 * at + after).clamp_min(1e-20) / 2
+    return gain
 
 # %% ../nbs/core/14_metrics.ipynb #6edf2bb5
 def background_leakage(

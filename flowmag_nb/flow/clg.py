@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'BLEND', 'CELL', 'EDGE', 'TEAR', 'BEND', 'WEAK', 'SURE',
            'LUMA', 'slopes', 'gather', 'Membrane', 'coarser', 'hierarchy', 'v_cycle', 'solve', 'trust', 'resample',
-           'Overlap', 'overlap', 'votes', 'ties', 'settle', 'coarse_to_fine', 'Estimate', 'CLG']
+           'Overlap', 'overlap', 'votes', 'ties', 'settle', 'coarse_to_fine', 'Estimate', 'luma', 'CLG']
 
 # %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
@@ -241,7 +241,7 @@ def coarse_to_fine(
         correction = flow - base
     return flow, (data[:, :1] + data[:, 2:]) / 2 / CELL**2
 
-# %% ../../nbs/core/04_flow/clg.ipynb #e0ed80b1
+# %% ../../nbs/core/04_flow/clg.ipynb #d608b043
 SURE = 10.  # 1/px² a pixel: this much evidence is half the way to certainty
 LUMA = 0.299, 0.587, 0.114
 
@@ -250,9 +250,13 @@ class Estimate(NamedTuple):
     confidence: Tensor  # (b, 1, h, w) in [0, 1]: 0 where the answer is only continued from elsewhere
 
 
-def _brightness(frame): return blur((frame * frame.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True), SOFTEN)
+def luma(
+    frame: Tensor, # (b, 3, h, w) in [0, 1]
+) -> Tensor: # (b, 1, h, w) in [0, 1]
+    "What motion is read from, as `resample` wants it: brightness, freed of its very finest detail."
+    return blur((frame * frame.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True), SOFTEN)
 
-# %% ../../nbs/core/04_flow/clg.ipynb #5c482415
+# %% ../../nbs/core/04_flow/clg.ipynb #baa57bad
 class CLG(FlowNet):
     "Combined local-global optical flow: weight-free, sub-pixel, differentiable (after Bruhn, Weickert, Schnörr 2005)."
     def __init__(
@@ -283,7 +287,7 @@ class CLG(FlowNet):
         check_frames(first, second)
         levels = max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
         pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
-        (first, crop), (second, _) = pad(_brightness(first)), pad(_brightness(second))
+        (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         pyramids = pyramid(first, levels), pyramid(second, levels)
         warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
         flow, evidence = coarse_to_fine(*pyramids, self.improve, warps, start)
