@@ -264,7 +264,7 @@ def _field(video, targets, drawn, segment, sam, resize, feather, dilate, flow, d
         return alpha_map(torch.stack(here), [t.alpha for t in targets], feather, dilate)
     return field, method
 
-# %% ../nbs/core/09_target.ipynb #d3ab8b58
+# %% ../nbs/core/09_target.ipynb #d2e894c7
 def magnify_target(
     source,                            # as for `magnify_video`
     output: str | Path | None = None,  # as for `magnify_video`
@@ -288,7 +288,7 @@ def magnify_target(
     for target in targets: as_alpha(target.alpha, torch.zeros(1, 3, 1, 1))
     drawn, fixed = reference_index(drawn, video.frame_count) or 0, reference_index(reference, video.frame_count)
     field, method = _field(video, targets, drawn, segment, sam, resize, feather, dilate, flow, device)
-    if model == "lagrangian": options = {"search": True, **options}
+    if model in ("lagrangian", "motion"): options = {"search": True, **options}
     if fixed is not None: alpha = field(fixed).cpu()
     else:
         alpha, name = max(t.alpha for t in targets), model
