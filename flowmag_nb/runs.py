@@ -23,7 +23,7 @@ from torch import nn
 
 from .paths import replace_file
 
-# %% ../nbs/core/11e_runs.ipynb #a7a92032
+# %% ../nbs/core/11e_runs.ipynb #1b31c89d
 @dataclass(frozen=True)
 class Recipe:
     "How to train."
@@ -33,7 +33,7 @@ class Recipe:
     warmup: int = 50       # steps until there
     final: float = 0.02    # share of it left at the last step, reached along half a cosine; 1 keeps it constant
     clip: float = 1.       # longest gradient that is followed whole
-    norms: float = math.inf # steps in which batch norms follow their batches; then they keep the statistics they have
+    norms: int | None = None # steps in which batch norms follow their batches, then keep the statistics they have; None: all
     ema: float = 0.999     # how slowly the averaged weights, which are judged and kept, follow the trained ones; 0: not at all
     bf16: bool = False     # convolutions and products in bfloat16
     seed: int = 0          # of samples and their changes

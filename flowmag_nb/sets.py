@@ -217,7 +217,7 @@ class StillSet(CollageSet):
         "A scene at rest"
         return Scene(self.scatter(generator), alpha=20., noise=level)
 
-# %% ../nbs/core/11b_sets.ipynb #d05de0a6
+# %% ../nbs/core/11b_sets.ipynb #cecf253d
 def through_h264(
     frames: Tensor, # (t, 3, h, w) in [0, 1], one clip; even sides
     crf: int = 23,  # constant rate factor: 0 hardly loses, 18 looks the same, 23 is usual, 51 worst
@@ -229,7 +229,7 @@ def through_h264(
     with io.BytesIO() as file:
         with av.open(file, "w", format="matroska") as out:
             stream = out.add_stream("libx264", rate=30, width=images.shape[2], height=images.shape[1], pix_fmt="yuv420p",
-                                    options=dict(crf=str(crf), preset="medium", threads="1"))
+                                    options={"crf": str(crf), "preset": "medium", "threads": "1", "x264-params": "mbtree=0"})  # mbtree is not repeatable
             for image in images: out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             out.mux(stream.encode())
         file.seek(0)

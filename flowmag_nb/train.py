@@ -184,7 +184,7 @@ def run_card(
                 samples=run.best_step * run.recipe.batch, held_out=dict(best, pairs=words(held_out)), hardware=hardware(processes),
                 seconds=round(run.seconds, 1), commit=code_version(), torch=torch.__version__, licence="not stated") | notes
 
-# %% ../nbs/core/12_train.ipynb #e5f1fd04
+# %% ../nbs/core/12_train.ipynb #7be9881d
 def train(
     magnifier: nn.Module,               # any Magnifier with weights; changed
     loss: Callable,                     # (magnifier, batch) -> named tuple with `total`
@@ -215,7 +215,7 @@ def train(
             batch = {name: value.to(team.device) for name, value in next(feed).items()}
             torch.manual_seed(chance(recipe.seed, run.step, rank).initial_seed())
             for group in run.optimizer.param_groups: group["lr"] = learning_rate(run.step, recipe)
-            values = train_step(objective, run.optimizer, batch, recipe.clip, recipe.bf16, run.step < recipe.norms)
+            values = train_step(objective, run.optimizer, batch, recipe.clip, recipe.bf16, recipe.norms is None or run.step < recipe.norms)
             values = _averaged(values | dict(late=run.step + 1 == steps or time.monotonic() - start > 60 * minutes), team)
             late = values.pop("late") > 0
             _check_numbers(values, batch, run, folder, team)
