@@ -201,7 +201,7 @@ def test_adapt_and_magnify_from_the_command_line(files, capsys, monkeypatch):
     ("adapt clip.mkv OUT LEARN --minutes 1 --steps 1", "not both"), ("adapt clip.mkv start.safetensors LEARN", "-y replaces"),
     ("adapt clip.mkv no/such/folder.safetensors LEARN", "does not exist"), ("adapt nowhere.mkv OUT LEARN", "does not exist"),
     ("adapt clip.mkv OUT LEARN --flow raftt", "did you mean raft"), ("adapt clip.mkv OUT LEARN --flow dis", "must pass gradients"),
-    ("magnify clip.mkv out.mkv --adapt 1", "must have weights to adapt"), ("magnify clip.mkv out.mkv LEARN --adapt 0", "minutes must be above 0"),
+    ("magnify clip.mkv out.mkv --adapt 1 --model lagrangian", "must have weights to adapt"), ("magnify clip.mkv out.mkv LEARN --adapt 0", "minutes must be above 0"),
     ("magnify clip.mkv clip.mkv LEARN --adapt 1", "choose another name")])
 def test_bad_input_is_one_line_and_writes_nothing(typed, said, files, capfd, monkeypatch):
     monkeypatch.chdir(files)
