@@ -6,10 +6,11 @@
 __all__ = ['project_root', 'code_version', 'data_dir', 'figures_dir', 'reports_dir', 'bundled', 'sample_clip', 'embedded',
            'cache_dir', 'replace_file']
 
-# %% ../nbs/core/00_paths.ipynb #1a577365
+# %% ../nbs/core/00_paths.ipynb #f18fcc9d
 import os
 import subprocess
 from collections.abc import Callable
+from glob import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -97,16 +98,26 @@ def cache_dir(
     if create: folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-# %% ../nbs/core/00_paths.ipynb #13b716cd
+# %% ../nbs/core/00_paths.ipynb #e09dab24
 def replace_file(
     path:Path,                    # of the file; its folder is made
     write:Callable[[Path], None], # writes it to another path
 )->None:
     "Let `write` make the file `path`, under another name until it is complete; on an error the old one stays."
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f'.{escape(path.name)}.*.partial'):
+        if not _is_running(int(left.suffixes[-2][1:])): left.unlink(missing_ok=True)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         write(partial)
         with partial.open('rb+') as file: os.fsync(file.fileno())  # on the disk before it has its name
         os.replace(partial, path)
     finally: partial.unlink(missing_ok=True)
+
+
+def _is_running(process):
+    "Whether a process of that number lives; where nobody can say, it does"
+    try: os.name == 'posix' and os.kill(process, 0)
+    except ProcessLookupError: return False
+    except OSError: pass
+    return True
