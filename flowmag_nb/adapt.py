@@ -98,17 +98,16 @@ def learning_pair(
     reference, frame = jitter(clip_view(footage.pair(other, place), crop, generator), generator)
     return dict(reference=reference, frame=frame, alpha=sample_alpha(1, *alphas, generator)[0])
 
-# %% ../nbs/core/13_adapt.ipynb #9f196a5e
+# %% ../nbs/core/13_adapt.ipynb #f4d1de33
 class Judged(nn.Module):
     "One network to learn through, one to be judged by where weights are only looked at."
     def __init__(
         self,
         loss: ThroughFlow,
         judge: nn.Module,         # any FlowNet
-        new_norms: bool = False,  # batch norm takes its statistics from views; else it keeps those that came
     ):
         super().__init__()
-        self.loss, self.judge, self.new_norms = loss, freeze(judge), new_norms
+        self.loss, self.judge = loss, freeze(judge)
         self.note = f"{loss.note}; held-out frames judged by {type(judge).__name__}"
 
     def forward(
@@ -117,19 +116,12 @@ class Judged(nn.Module):
         batch: dict[str, Tensor],  # reference, frame, alpha; to be judged also flow_source
     ) -> Losses: # magnification is the paper's motion error, px
         "What a batch costs."
-        if magnifier.training: return self.loss(magnifier if self.new_norms else _keep_norms(magnifier), batch)
+        if magnifier.training: return self.loss(magnifier, batch)
         reference, frame, alpha, flow_source = (batch[name] for name in ("reference", "frame", "alpha", "flow_source"))
         prediction = magnifier(reference, frame, alpha)
         flow_prediction, weights = self.judge(reference, prediction), self.loss.judge
         motion, color = magnification_loss(flow_prediction, flow_source, alpha), color_loss(prediction, flow_prediction, frame, flow_source)
         return Losses(weights.magnification_weight * motion + weights.color_weight * color, motion, color)
-
-
-def _keep_norms(magnifier):
-    "`magnifier` in training mode, its batch norms in eval mode"
-    for module in magnifier.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm): module.eval()
-    return magnifier
 
 
 def default_flow() -> nn.Module: # RAFT-small with FlowMag's five iterations, `clg` where its weights are not at hand
@@ -186,7 +178,7 @@ def check_adaptable(
     if not getattr(magnifier, "differentiable", True):
         raise ValueError(f"magnifier must pass gradients to its weights to adapt, {type(magnifier).__name__} does not; take flowmag or motion")
 
-# %% ../nbs/core/13_adapt.ipynb #a6a66925
+# %% ../nbs/core/13_adapt.ipynb #3870394e
 def _scores(row): return dict(motion_error=row["magnification"], color_error=row["color"], loss=row["total"])
 
 
@@ -212,7 +204,15 @@ def _picture(magnifiers, held):
     sheets, width = [sample_sheet(m, batch) for m in magnifiers], liveliest["frame"].shape[-1]
     return torch.cat([sheets[0][:, :2 * width], *(sheet[:, 2 * width:] for sheet in sheets)], 1)
 
-# %% ../nbs/core/13_adapt.ipynb #91e34486
+
+def _outcome(old, run, held, card):
+    "What a run has made of the magnifier `old`"
+    looks = {row["step"]: _scores(row) for row in run.rows if row["pairs"] == "held out"}
+    scores, new = dict(before=looks[0], after=looks[run.best_step]), deepcopy(old)
+    new.load_state_dict(run.best)
+    return Adaptation(new, history=run.history, picture=_picture([old, new], held), card=card(**scores), **scores)
+
+# %% ../nbs/core/13_adapt.ipynb #fe4eff1b
 def adapt(
     magnifier: nn.Module,                  # any Magnifier with weights; not changed
     clip,                                  # what `Video` takes, 3 frames or more
@@ -243,17 +243,12 @@ def adapt(
     if crop < 32: raise ValueError(f"crop must be at least 32 px, got {crop}")
     wanted = [as_alpha(a, torch.zeros(1, 3, 1, 1)).item() for a in (alpha if isinstance(alpha, (list, tuple)) else [alpha])]
     flow, device = default_flow() if flow is None else flow, this_process().device
-    objective = Judged(ThroughFlow(flow), flow if judge is None else judge, new_norms).to(device)
+    objective = Judged(ThroughFlow(flow), flow if judge is None else judge).to(device)
     footage = read_footage(clip, size, most, every)
     prepare = partial(learning_pair, footage=footage, crop=crop, pairs=pairs, alphas=alphas)
     sources = [Source(footage.learn, prepare, name=f"frames of {footage.name}")]
     held = [Source(held_pairs(footage, wanted, objective.judge), lambda pair, _: pair, name=f"held-out frames of {footage.name}")]
-    recipe = Recipe(limit, batch, lr, warmup=0, final=1., ema=0.9, seed=seed, look=look, patience=patience)
+    recipe = Recipe(limit, batch, lr, warmup=0, final=1., ema=0.9, norms=None if new_norms else 0, seed=seed, look=look, patience=patience)
     run = train(deepcopy(magnifier), objective, sources, recipe, held, minutes=minutes, guard="magnification", progress=progress)
-    looks = {row["step"]: _scores(row) for row in run.rows if row["pairs"] == "held out"}
-    best, old = run.best_step, deepcopy(magnifier).to(device).eval()
-    new = deepcopy(old)
-    new.load_state_dict(run.best)
-    facts = dict(clip=footage.name, size=list(footage.frames.shape[-2:]), alpha=wanted, before=looks[0], after=looks[best], unchanged=_unchanged(held[0].data), steps=best, verdict=run.verdict)
-    card = run_card(run, objective, sources, held, model=model_name(new), **facts)
-    return Adaptation(new, looks[0], looks[best], run.history, _picture([old, new], held[0].data), card)
+    notes = dict(clip=footage.name, size=list(footage.frames.shape[-2:]), alpha=wanted, unchanged=_unchanged(held[0].data), steps=run.best_step, verdict=run.verdict)
+    return _outcome(deepcopy(magnifier).to(device).eval(), run, held[0].data, lambda **scores: run_card(run, objective, sources, held, model=model_name(magnifier), **notes, **scores))
