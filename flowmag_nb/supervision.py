@@ -35,7 +35,7 @@ class ThroughFlow(nn.Module):
         reference, frame, alpha = batch["reference"], batch["frame"], batch["alpha"]
         return self.judge(reference, frame, magnifier(reference, frame, alpha), alpha)
 
-# %% ../nbs/core/11d_supervision.ipynb #4dadb928
+# %% ../nbs/core/11d_supervision.ipynb #95c77ff6
 class MotionGap(NamedTuple):
     "What an estimate of motion costs, relative to the motion's size."
     total: Tensor   # scalar
@@ -45,6 +45,8 @@ class MotionGap(NamedTuple):
 
 class KnownMotion(nn.Module):
     "The gap between estimated and true motion, for magnifiers with `motion(reference, frame)`."
+    answer = "flow"  # what a batch must bring
+
     def __init__(
         self,
         ripple: float = 0.2,  # weight of the gap's slopes
@@ -73,7 +75,7 @@ class KnownMotion(nn.Module):
 
 def _saturated(x, limit): return x / (1 + x / limit)
 
-# %% ../nbs/core/11d_supervision.ipynb #f32f4c30
+# %% ../nbs/core/11d_supervision.ipynb #9f6b08eb
 class PictureGap(NamedTuple):
     "What a picture costs."
     total: Tensor  # scalar, brightness in [0, 1]: mean absolute difference
@@ -81,7 +83,7 @@ class PictureGap(NamedTuple):
 
 class KnownPicture(nn.Module):
     "The gap between the magnified picture and the right one."
-    note = "difference from the known answer"
+    note, answer = "difference from the known answer", "magnified"  # for the record; what a batch must bring
 
     def forward(
         self,
@@ -91,23 +93,25 @@ class KnownPicture(nn.Module):
         "Compare with the right answer."
         return PictureGap((magnifier(batch["reference"], batch["frame"], batch["alpha"]) - batch["magnified"]).abs().mean())
 
-# %% ../nbs/core/11d_supervision.ipynb #d5175ebd
+# %% ../nbs/core/11d_supervision.ipynb #875c103e
 class KnownOrJudged(nn.Module):
-    "The right picture where a batch brings it; what another loss says where not."
+    "The gap to what is known where a batch brings it; what another loss says where not."
     def __init__(
         self,
-        judged: nn.Module,    # for batches without `magnified`, for example `ThroughFlow`
-        weight: float = 20.,  # of the known picture's gap, to bring both to one size
+        judged: nn.Module,               # for batches without an answer, for example `ThroughFlow`
+        weight: float = 20.,             # of the gap, to bring both to one size
+        known: nn.Module | None = None,  # `KnownMotion`, or None for `KnownPicture`
     ):
         super().__init__()
-        self.known, self.judged, self.weight = KnownPicture(), judged, weight
+        self.known, self.judged, self.weight = known or KnownPicture(), judged, weight
         self.note = f"{weight:g} times the {self.known.note} where there is one, elsewhere {judged.note}"
 
     def forward(
         self,
         magnifier: nn.Module,      # any Magnifier
-        batch: dict[str, Tensor],  # reference, frame, alpha; magnified where it is known
-    ) -> PictureGap | Losses:
+        batch: dict[str, Tensor],  # reference, frame, alpha, and where there is one the answer
+    ) -> PictureGap | MotionGap | Losses:
         "Ask what can be asked."
-        if "magnified" not in batch: return self.judged(magnifier, batch)
-        return PictureGap(self.weight * self.known(magnifier, batch).total)
+        if self.known.answer not in batch: return self.judged(magnifier, batch)
+        gap = self.known(magnifier, batch)
+        return gap._replace(total=self.weight * gap.total)
