@@ -105,7 +105,7 @@ def light(
     coarse = torch.randn(1, 1, *(2 + pick(generator, 4),) * 2, generator=generator)
     return resize(coarse, [size, size])[0] * uniform(generator, 0, 1) ** 3 * 0.1
 
-# %% ../nbs/core/11f_films.ipynb #1718a4a5
+# %% ../nbs/core/11f_films.ipynb #434750da
 class Shot(NamedTuple):
     "Two frames of a film and the motion between them."
     reference: Tensor  # (3, h, w) in [0, 1]
@@ -123,7 +123,7 @@ def _exposed(frames, scene, noise, generator):
     frames = frames * (1 + time * light(frames.shape[-1], generator))
     if not pick(generator, 10): frames = frames * uniform(generator, 0.2, 0.7)
     if not pick(generator, 6): frames = blur(frames, uniform(generator, 0.5, 1.5))
-    factor = uniform(generator, 0, 1) ** 2 * (noise if pick(generator, 10) else 2.)
+    factor = uniform(generator, 0, 1) ** 2 * noise * (1 if pick(generator, 10) else 20 / 3)
     return quantise(photon_noise(frames, factor, generator), generator)
 
 # %% ../nbs/core/11f_films.ipynb #c8749a71
