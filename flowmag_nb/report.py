@@ -58,9 +58,12 @@ def outputs(
     made = table[(table.data == data) & table.output.notna()].drop_duplicates("method")
     return {label: Video(path) for label, path in zip(made.method, made.output)}
 
-# %% ../nbs/core/15a_report.ipynb #0aaa57a3
+# %% ../nbs/core/15a_report.ipynb #c89cbf98
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2a300", "#7f3c8d")  # after Okabe and Ito: told apart by all eyes
 _REFERENCES = {"ground truth": dict(color="black", ls=":"), "true motion": dict(color="black", ls="--")}
+
+
+def _level_name(data): return "motion of the input, px" if data.startswith("subpixel") else "factor of photon noise"
 
 
 def show_levels(
@@ -70,6 +73,7 @@ def show_levels(
 ): # matplotlib figure
     "Every method over the levels of one set, with standard errors."
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.2), dpi=80, layout="constrained", squeeze=False)
     chosen = table[table.judge == (judge or table.judge.dropna().iloc[0])].sort_values("level")
     others = [m for m in dict.fromkeys(table.method[table.judge.notna()]) if m not in _REFERENCES]
@@ -80,7 +84,13 @@ def show_levels(
             ax.errorbar(rows.level, rows[metric], rows.get(f"{metric}_se"), lw=1.2, capsize=2, label=method, **style)
         positive = chosen.level[chosen.level > 0].min()
         ax.set_xscale("symlog", linthresh=positive) if (chosen.level <= 0).any() else ax.set_xscale("log")
-        ax.set(xlabel="level", title=metric.replace("_", " "), ylim=(0, 1.02) if metric == "ssim" else (0, None)); ax.grid(alpha=.3)
+        ax.set(xlabel=_level_name(chosen.data.iloc[0]), title=metric.replace("_", " ") + (", px" if metric.endswith("motion_error") else ""))
+        ax.set(yscale="log") if metric.endswith("_error") else ax.set(ylim=(0, 1.02) if metric == "ssim" else (0, None))
+        if ax.get_yscale() == "log": ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(ticker.NullFormatter())
+        ax.grid(alpha=.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
