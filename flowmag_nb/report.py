@@ -58,7 +58,7 @@ def outputs(
     made = table[(table.data == data) & table.output.notna()].drop_duplicates("method")
     return {label: Video(path) for label, path in zip(made.method, made.output)}
 
-# %% ../nbs/core/15a_report.ipynb #c89cbf98
+# %% ../nbs/core/15a_report.ipynb #ce2f46fb
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2a300", "#7f3c8d")  # after Okabe and Ito: told apart by all eyes
 _REFERENCES = {"ground truth": dict(color="black", ls=":"), "true motion": dict(color="black", ls="--")}
 
@@ -85,8 +85,10 @@ def show_levels(
         positive = chosen.level[chosen.level > 0].min()
         ax.set_xscale("symlog", linthresh=positive) if (chosen.level <= 0).any() else ax.set_xscale("log")
         ax.set(xlabel=_level_name(chosen.data.iloc[0]), title=metric.replace("_", " ") + (", px" if metric.endswith("motion_error") else ""))
-        ax.set(yscale="log") if metric.endswith("_error") else ax.set(ylim=(0, 1.02) if metric == "ssim" else (0, None))
-        if ax.get_yscale() == "log": ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        if metric.endswith("_error") and (chosen[metric] > 0).any():
+            ax.set(yscale="log")
+            ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        else: ax.set(ylim=(0, 1.02) if metric == "ssim" else (0, None))
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(ticker.NullFormatter())
