@@ -58,12 +58,12 @@ def outputs(
     made = table[(table.data == data) & table.output.notna()].drop_duplicates("method")
     return {label: Video(path) for label, path in zip(made.method, made.output)}
 
-# %% ../nbs/core/15a_report.ipynb #ce2f46fb
+# %% ../nbs/core/15a_report.ipynb #125488f2
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2a300", "#7f3c8d")  # after Okabe and Ito: told apart by all eyes
 _REFERENCES = {"ground truth": dict(color="black", ls=":"), "true motion": dict(color="black", ls="--")}
 
 
-def _level_name(data): return "motion of the input, px" if data.startswith("subpixel") else "factor of photon noise"
+_LEVELS = {"subpixel": "motion of the input, px", "noise": "factor of photon noise", "still": "factor of photon noise"}  # by what a set's name begins with
 
 
 def show_levels(
@@ -84,7 +84,7 @@ def show_levels(
             ax.errorbar(rows.level, rows[metric], rows.get(f"{metric}_se"), lw=1.2, capsize=2, label=method, **style)
         positive = chosen.level[chosen.level > 0].min()
         ax.set_xscale("symlog", linthresh=positive) if (chosen.level <= 0).any() else ax.set_xscale("log")
-        ax.set(xlabel=_level_name(chosen.data.iloc[0]), title=metric.replace("_", " ") + (", px" if metric.endswith("motion_error") else ""))
+        ax.set(xlabel=_LEVELS.get(chosen.data.iloc[0].split("-")[0], "level"), title=metric.replace("_", " ") + (", px" if metric.endswith("motion_error") else ""))
         if metric.endswith("_error") and (chosen[metric] > 0).any():
             ax.set(yscale="log")
             ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'taxicab_distance', 'dilate_mask', 'feather_mask', 'check_mask', 'alpha_map', 'load_mask', 'Follower',
            'Target', 'Following', 'cut_out', 'overlay', 'magnify_target']
 
-# %% ../nbs/core/09_target.ipynb #e78f314c
+# %% ../nbs/core/09_target.ipynb #27a74345
 import math
 import os
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .flow import load_flow
-from .magnifiers import Magnifier, as_alpha, load_magnifier
+from .magnifiers import MAGNIFIERS, Magnifier, as_alpha, load_magnifier
+from .magnifiers.lagrangian import Lagrangian
 from .magnify import MagnifyResult, magnify_video, pick_device, read_mask, reference_index
 from .segment import Segmenter, polygon_mask
 from .video import Video, natural_key, to_tensor
@@ -264,7 +265,13 @@ def _field(video, targets, drawn, segment, sam, resize, feather, dilate, flow, d
         return alpha_map(torch.stack(here), [t.alpha for t in targets], feather, dilate)
     return field, method
 
-# %% ../nbs/core/09_target.ipynb #d2e894c7
+# %% ../nbs/core/09_target.ipynb #edafa2a8
+def _moves_pixels(model):
+    "Whether a name is that of `lagrangian` or a descendant, whose motion can be searched"
+    builder = MAGNIFIERS.builder(model) if isinstance(model, str) else None
+    return isinstance(builder, type) and issubclass(builder, Lagrangian)
+
+
 def magnify_target(
     source,                            # as for `magnify_video`
     output: str | Path | None = None,  # as for `magnify_video`
@@ -288,7 +295,7 @@ def magnify_target(
     for target in targets: as_alpha(target.alpha, torch.zeros(1, 3, 1, 1))
     drawn, fixed = reference_index(drawn, video.frame_count) or 0, reference_index(reference, video.frame_count)
     field, method = _field(video, targets, drawn, segment, sam, resize, feather, dilate, flow, device)
-    if model in ("lagrangian", "motion"): options = {"search": True, **options}
+    if _moves_pixels(model): options = {"search": True, **options}
     if fixed is not None: alpha = field(fixed).cpu()
     else:
         alpha, name = max(t.alpha for t in targets), model
