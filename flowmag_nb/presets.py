@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAININGS', 'open_pairs', 'open_pictures', 'open_data', 'open_films', 'Preset', 'train_preset', 'find_preset']
 
-# %% ../nbs/core/12a_presets.ipynb #2bb50eda
+# %% ../nbs/core/12a_presets.ipynb #3e1327b4
 import difflib
 import math
 import re
@@ -18,10 +18,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Subset
 
-from .batches import Source, held_pair, hold_out, real_pair
+from .batches import Source, held_pair, hold_out, real_pair, rendered
 from .collage import Cutouts, Photographs
 from .films import FilmSet, Rendered, mirrored
 from .flow import load_flow
+from .ladders import Ladders, climb
 from .magnifiers import load_magnifier
 from .runs import Recipe, Run
 from .sets import DriftSet, TrainingSet
@@ -29,7 +30,7 @@ from .store import PairStore
 from .supervision import KnownMotion, KnownOrJudged, ThroughFlow
 from .train import train
 
-# %% ../nbs/core/12a_presets.ipynb #bdbd3129
+# %% ../nbs/core/12a_presets.ipynb #68da89ee
 def open_pairs(
     folder: Path,
     size: int,                              # px, of the random views
@@ -48,7 +49,9 @@ def open_pictures(
     cutouts: Path | None = None,  # folder of cut-out objects; None computes some
     seed: int = 0,
     made: type = TrainingSet,     # what is rendered from them
-    **options,                    # of it
+    length: int = 100_000,        # scenes, all different
+    prepare: Callable = rendered, # makes samples of them
+    **options,                    # of `made`
 ) -> tuple[Source, Source]: # to train on, to look at
     "Pairs with a known motion, rendered from photographs."
     objects, sides = Cutouts(cutouts) if cutouts else None, (None, None)
@@ -58,8 +61,8 @@ def open_pictures(
         held = set(range(0, len(photographs), 16))
         sides = [Subset(photographs, [i for i in range(len(photographs)) if (i in held) is side]) for side in (False, True)]
     name = f"{made.name}, rendered from {folder.name if folder else 'computed pictures'}"
-    return tuple(Source(made(side, objects, length=length, size=size, seed=2 * seed + which, **options), name=name)
-                 for which, (side, length) in enumerate(zip(sides, (100_000, 64))))
+    return tuple(Source(made(side, objects, length=count, size=size, seed=2 * seed + which, **options), prepare, name=name)
+                 for which, (side, count) in enumerate(zip(sides, (length, 64))))
 
 # %% ../nbs/core/12a_presets.ipynb #5a51c43b
 def open_data(
@@ -92,7 +95,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #a47da406
+# %% ../nbs/core/12a_presets.ipynb #f2de19b3
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -114,9 +117,10 @@ TRAININGS = {
         "flowmag", dict(untrained=True), partial(_through, "raft-large", iterations=5), partial(open_data, size=512, max_alpha=16.),
         Recipe(steps=510_000, batch=40, lr=3e-4, warmup=0, final=1., clip=math.inf, ema=0., look=3640)),
     "flowmag-cpu": Preset(
-        "the paper's idea on a processor: a quarter of the width, 96 px, mostly known answers, some through RAFT-small; a beginning, see `12a_presets`",
-        "flowmag", dict(width=16, untrained="copy"), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=96, area=(0.2, 1.), **_SMALL),
-        Recipe(steps=5000, batch=8, lr=1e-3, warmup=100, norms=100, ema=0.998, look=500)),
+        "the paper's idea on a processor: a quarter of the width, the change painted, mostly known answers, some through RAFT-small; an evening on one core",
+        "flowmag", dict(width=16, residual=True, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)),
+        partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=climb),
+        Recipe(steps=36_000, batch=8, lr=1.5e-3, warmup=100, clip=5., ema=0.998, look=1000)),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on the data of flowmag-cpu; less than an hour on one core",
         "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),

@@ -75,15 +75,23 @@ class KnownMotion(nn.Module):
 
 def _saturated(x, limit): return x / (1 + x / limit)
 
-# %% ../nbs/core/11d_supervision.ipynb #9f6b08eb
+# %% ../nbs/core/11d_supervision.ipynb #148b3ba7
 class PictureGap(NamedTuple):
     "What a picture costs."
-    total: Tensor  # scalar, brightness in [0, 1]: mean absolute difference
+    total: Tensor  # scalar: squared gap as a share of what the frame itself would cost
 
 
 class KnownPicture(nn.Module):
     "The gap between the magnified picture and the right one."
-    note, answer = "difference from the known answer", "magnified"  # for the record; what a batch must bring
+    answer = "magnified"  # what a batch must bring
+
+    def __init__(
+        self,
+        floor: float = 0.015, # brightness in [0, 1]: differences below this are as good as none
+    ):
+        super().__init__()
+        self.floor = floor
+        self.note = "squared difference from the known answer and of its slopes, as a share of the frame's"  # for the record
 
     def forward(
         self,
@@ -91,15 +99,21 @@ class KnownPicture(nn.Module):
         batch: dict[str, Tensor],  # reference, frame, alpha, magnified
     ) -> PictureGap:
         "Compare with the right answer."
-        return PictureGap((magnifier(batch["reference"], batch["frame"], batch["alpha"]) - batch["magnified"]).abs().mean())
+        made, start = (_energy(picture - batch["magnified"]) for picture in (magnifier(batch["reference"], batch["frame"], batch["alpha"]).float(), batch["frame"]))
+        return PictureGap((made / (start + self.floor**2)).mean())
 
-# %% ../nbs/core/11d_supervision.ipynb #875c103e
+
+def _energy(gap):
+    "(b,) mean square of a picture and of its slopes"
+    return sum(part.square().mean((1, 2, 3)) for part in (gap, gap.diff(dim=3), gap.diff(dim=2)))
+
+# %% ../nbs/core/11d_supervision.ipynb #133913b1
 class KnownOrJudged(nn.Module):
     "The gap to what is known where a batch brings it; what another loss says where not."
     def __init__(
         self,
         judged: nn.Module,               # for batches without an answer, for example `ThroughFlow`
-        weight: float = 20.,             # of the gap, to bring both to one size
+        weight: float = 3.,              # of the gap, to bring both to one size
         known: nn.Module | None = None,  # `KnownMotion`, or None for `KnownPicture`
     ):
         super().__init__()

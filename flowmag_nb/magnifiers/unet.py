@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAVES', 'PI', 'RELEASED_KEYS', 'encode_alpha', 'blend_encodings', 'interleave', 'double_conv', 'UNet', 'passes',
-           'FlowMag', 'copy_frame', 'flowmag']
+           'FlowMag', 'flowmag']
 
 # %% ../../nbs/core/06_magnifiers/unet.ipynb #d6ba57a6
 import math
@@ -60,7 +60,7 @@ def double_conv(
     layer = lambda i, o: [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
     return nn.Sequential(*layer(inputs, middle), *layer(middle, outputs))
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #d190bc67
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #bc3bb35a
 class UNet(nn.Module):
     "milesial's U-Net with bilinear upsampling and a sigmoid, as FlowMag uses it."
     def __init__(
@@ -78,6 +78,9 @@ class UNet(nn.Module):
         self.paint = nn.Conv2d(width, outputs, 1)
 
     def forward(self, x): # (b, inputs, h, w) -> (b, outputs, h, w) in (0, 1)
+        return torch.sigmoid(self.strokes(x))
+
+    def strokes(self, x): # as `forward`, before the sigmoid
         x, skips = x.contiguous(memory_format=torch.channels_last), []  # a third less time on processors
         for k, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if k else x)
@@ -86,7 +89,7 @@ class UNet(nn.Module):
         for block in self.up:
             skip = skips.pop()
             x = block(torch.cat([skip, _grow(x, skip)], 1))
-        return torch.sigmoid(self.paint(x))
+        return self.paint(x)
 
 
 def _grow(x, like):
@@ -104,7 +107,7 @@ def passes(
     top = alpha.reshape(len(alpha), -1).amax(1)
     return (top.log() / math.log(largest) - 1e-5).ceil().clamp_min(1).int()
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #e2b9d961
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #ea2319c8
 class FlowMag(Magnifier):
     "FlowMag's generator: paints the magnified frame (Pan, Geng, Owens, NeurIPS 2023)."
     max_alpha = 16.  # of one pass, as trained; beyond it passes follow each other, and errors with them
@@ -114,10 +117,15 @@ class FlowMag(Magnifier):
         width: int = 64, # channels at full size; 64 as published
         depth: int = 5,  # sizes the picture is seen at; 5 as published
         calls: int | None = None,  # passes, whatever alpha is; None: as many as keep each within the trained range
+        residual: bool = False,    # paint the change of the frame, nothing to begin with; not as published
     ):
         super().__init__()
         self.calls = calls
         self.generator = UNet(6 + WAVES, width=width, depth=depth)
+        self.register_buffer("residual", torch.tensor(True) if residual else None)  # so that files tell
+        if residual:
+            nn.init.zeros_(self.generator.paint.weight)
+            nn.init.zeros_(self.generator.paint.bias)
 
     def synthesize(
         self,
@@ -126,7 +134,8 @@ class FlowMag(Magnifier):
         encoding: Tensor,  # (b, 32, 1, 1) or (b, 32, h, w), of `encode_alpha` or `blend_encodings`
     ) -> Tensor: # (b, 3, h, w) in (0, 1)
         "One pass of the network."
-        return self.generator(torch.cat([interleave(reference, frame), encoding.expand(-1, -1, *frame.shape[-2:])], 1))
+        strokes = self.generator.strokes(torch.cat([interleave(reference, frame), encoding.expand(-1, -1, *frame.shape[-2:])], 1))
+        return torch.sigmoid(strokes if self.residual is None else strokes + torch.logit(frame, 1 / 510))
 
     def forward(self, reference, frame, alpha):
         check_frames(reference, frame)
@@ -139,24 +148,7 @@ class FlowMag(Magnifier):
             frame[todo] = self.synthesize(reference[todo], before[todo], encode_alpha(factor[todo])).to(frame.dtype)
         return frame
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #27e1b4f3
-@torch.no_grad()
-def copy_frame(
-    net: FlowMag, # changed
-) -> FlowMag: # the same
-    "Set the weights so that the generator begins by returning the frame, nearly."
-    for block, channels in ((net.generator.down[0], (1, 3, 5)), (net.generator.up[-1], (0, 1, 2))):
-        for convolution, norm, sources in ((block[0], block[1], channels), (block[3], block[4], (0, 1, 2))):
-            convolution.weight[:3] = 0
-            for colour, source in enumerate(sources): convolution.weight[colour, source, 1, 1] = 1
-            norm.bias[:3] = 3
-    paint = net.generator.paint
-    paint.weight *= 0.1
-    paint.weight[:, :3, 0, 0] = torch.eye(3)
-    paint.bias.fill_(-3)
-    return net
-
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #6876c8f1
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #d1841cf7
 RELEASED_KEYS = {r"^module\.": "",
              r"down_layers\.(\d+)\.(maxpool_conv\.1\.)?double_conv\.": r"down.\1.",
              r"up_layers\.(\d+)\.conv\.double_conv\.": r"up.\1.",
@@ -168,19 +160,19 @@ def flowmag(
     width: int | None = None,          # channels at full size; None: as in the file, 64 as published where there is none
     depth: int | None = None,          # sizes the picture is seen at; None: as in the file, 5 as published where there is none
     calls: int | None = None,          # see `FlowMag`
-    untrained: bool | str = False,     # start from random weights instead, or with 'copy' from those of `copy_frame`
+    residual: bool | None = None,      # see `FlowMag`; None: as in the file, no as published where there is none
+    untrained: bool = False,           # start from random weights instead
 ) -> FlowMag:
     "FlowMag's generator with its weights."
-    if untrained and weights is None:
-        net = FlowMag(width or 64, depth or 5, calls)
-        return copy_frame(net) if untrained == "copy" else net
+    if untrained and weights is None: return FlowMag(width or 64, depth or 5, calls, bool(residual))
     weights = weights or embedded("flowmag") or asset_path("flowmag-raft")
-    found_width, found_depth = _size(read_state(weights))
-    return load_state(FlowMag(width or found_width, depth or found_depth, calls), weights, RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
+    found = _shape(read_state(weights))
+    given = dict(width=width, depth=depth, residual=residual)
+    return load_state(FlowMag(calls=calls, **found | {name: value for name, value in given.items() if value is not None}), weights, RELEASED_KEYS, ignore=r"(module\.)?mm_loss_fn\.")
 
 
-def _size(state):
-    "Width and depth of a generator by its weights; the published ones where these are none of a generator's"
+def _shape(state):
+    "What a generator's weights tell of it; as published where these are none of a generator's"
     width = next((value.shape[1] for key, value in state.items() if re.search(r"(paint|up_layers\.\d+\.conv)\.weight$", key)), 64)
     blocks = {found[1] for key in state if (found := re.search(r"\bdown(?:_layers)?\.(\d+)\.", key))}
-    return width, min(max(len(blocks), 2), 6) if blocks else 5
+    return dict(width=width, depth=min(max(len(blocks), 2), 6) if blocks else 5, residual="residual" in state)
