@@ -178,10 +178,11 @@ def fill_holes(
     coarse = F.adaptive_avg_pool2d(values * weight, half) / known.clamp_min(1e-6)
     return values * weight + (1 - weight) * resize(fill_holes(coarse, known.mul(4).clamp_max(1)), (h, w))
 
-# %% ../nbs/core/03_warp.ipynb #c9f81bcc
+# %% ../nbs/core/03_warp.ipynb #795bb115
 def invert(
     displacement: Tensor,  # (b, 2, h, w) pixels: pixel p moves to p + displacement(p)
-    steps: int = 8,        # fixed-point iterations
+    steps: int = 8,        # fixed-point iterations at most
+    tolerance: float = 5e-4, # px: they end once no pixel misses by more
 ) -> Tensor: # (b, 2, h, w) pixels: the pixel seen at x came from x + inverse(x)
     "Invert a displacement field by damped fixed-point iteration; where several pixels meet, the one that moved most is seen."
     landed, weight = splat(-displacement, displacement, "nearest", depth=length(displacement.detach()))
@@ -193,6 +194,7 @@ def invert(
         miss = inverse + sampled[:, :2]
         error = length(miss.detach())
         best, least = torch.where(error < least, inverse, best), torch.minimum(error, least)
+        if least.max() < tolerance: break
         inverse = inverse - sampled[:, 2:] * miss
     return best
 

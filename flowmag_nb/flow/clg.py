@@ -38,7 +38,7 @@ def gather(
 def _from_left(x): return F.pad(x[..., :-1], (1, 0))
 def _from_above(x): return F.pad(x[..., :-1, :], (0, 0, 1, 0))
 
-# %% ../../nbs/core/04_flow/clg.ipynb #f4954988
+# %% ../../nbs/core/04_flow/clg.ipynb #e53c25f0
 class Membrane:
     "Cells tied to data and to their neighbours: a symmetric positive linear system on a grid."
     def __init__(
@@ -50,22 +50,30 @@ class Membrane:
         self.data, self.right, self.down = data, right, down
         ties = right + down + _from_left(right) + _from_above(down) + 1e-9  # 1e-9 keeps a cell without any spring solvable
         xx, xy, yy = data.split(1, 1)
+        self.springs = _columns(xx, xy, yy)
         xx, yy = xx + ties, yy + ties
-        self.inverse = torch.cat([yy, -xy, xx], 1) / (xx * yy - xy * xy)
+        self.inverse = [column / (xx * yy - xy * xy) for column in _columns(yy, -xy, xx)]
 
     def pull(
         self,
         u: Tensor, # (b, 2, h, w)
     ) -> Tensor: # (b, 2, h, w): the left side of the system
         "The force that all springs together exert at displacement `u`."
-        across, along = slopes(u)
-        return _times(self.data, u) + gather(self.right * across, self.down * along)
+        force = _times(self.springs, u)
+        for axis, ties in ((-1, self.right), (-2, self.down)):
+            count = u.shape[axis] - 1
+            pulled = ties.narrow(axis, 0, count) * (u.narrow(axis, 0, count) - u.narrow(axis, 1, count))
+            force.narrow(axis, 0, count).add_(pulled)
+            force.narrow(axis, 1, count).sub_(pulled)
+        return force
 
 
-def _times(matrix, u):
-    "A symmetric 2x2 `matrix` (xx, xy, yy) per cell times a vector per cell"
-    (xx, xy, yy), (x, y) = matrix.split(1, 1), u.split(1, 1)
-    return torch.cat([xx * x + xy * y, xy * x + yy * y], 1)
+def _columns(xx, xy, yy): return torch.cat([xx, xy], 1), torch.cat([xy, yy], 1)
+
+
+def _times(columns, u):
+    "A symmetric 2x2 matrix per cell, given by its columns, times a vector per cell"
+    return torch.addcmul(columns[0] * u[:, :1], columns[1], u[:, 1:])
 
 # %% ../../nbs/core/04_flow/clg.ipynb #4856a687
 def coarser(
@@ -86,7 +94,7 @@ def hierarchy(
     while min(out[-1].data.shape[-2:]) > 3: out.append(coarser(out[-1]))
     return out
 
-# %% ../../nbs/core/04_flow/clg.ipynb #6cf57811
+# %% ../../nbs/core/04_flow/clg.ipynb #d96667f2
 def v_cycle(
     levels: list[Membrane], # finest first
     force: Tensor,          # (b, 2, h, w)
@@ -97,7 +105,7 @@ def v_cycle(
     if len(levels) > 1:
         rest = F.pad(force - membrane.pull(u), (0, w % 2, 0, h % 2))
         coarse = v_cycle(levels[1:], F.avg_pool2d(rest, 2) * 4)
-        u = u + coarse.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :h, :w]
+        u = u + F.interpolate(coarse, scale_factor=2)[..., :h, :w]
     for _ in range(1 if len(levels) > 1 else 8):
         u = u + 0.7 * _times(membrane.inverse, force - membrane.pull(u))
     return u
@@ -142,7 +150,7 @@ def trust(
     variance = NOISE**2 + MODEL_ERROR**2 * slope2 + UNEXPLAINED * residual**2
     return slope2 / (slope2 + STEEP**2) / variance
 
-# %% ../../nbs/core/04_flow/clg.ipynb #7d185c87
+# %% ../../nbs/core/04_flow/clg.ipynb #dbf4e45b
 SOFTEN = 0.7   # px: blur before anything is measured
 BLEND = 0.6  # share of bilinear in the resampling
 
@@ -151,9 +159,9 @@ def resample(
     flow: Tensor,  # (b, 2, h, w) px
 ) -> Tensor: # (b, c, h, w)
     "`warp` whose shift of smooth pictures is right to about 3 % of the motion."
-    return BLEND * warp(image, flow) + (1 - BLEND) * warp(image, flow, "bicubic")
+    return sum(share * warp(image, flow, mode, "border") for share, mode in ((BLEND, "bilinear"), (1 - BLEND, "bicubic")))
 
-# %% ../../nbs/core/04_flow/clg.ipynb #1dae9106
+# %% ../../nbs/core/04_flow/clg.ipynb #df6e0861
 CELL = 4  # px
 
 class Overlap(NamedTuple):
@@ -188,7 +196,7 @@ def votes(
     gx, gy, change, motion = seen
     target = gx * motion[:, :1] + gy * motion[:, 1:] - change
     tx, ty = weight * gx, weight * gy
-    gathered = blur(F.avg_pool2d(torch.cat([tx * gx, tx * gy, ty * gy, tx * target, ty * target], 1), CELL), 0.5)
+    gathered = blur(torch.cat([F.avg_pool2d(part, CELL) for part in (tx * gx, tx * gy, ty * gy, tx * target, ty * target)], 1), 0.5)
     return gathered[:, :3] * CELL**2, gathered[:, 3:] * CELL
 
 # %% ../../nbs/core/04_flow/clg.ipynb #8e1f8467

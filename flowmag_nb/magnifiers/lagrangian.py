@@ -40,7 +40,7 @@ def unfold(
 
 TIE = 0.5  # ADMM's penalty: changes how fast it converges, not where to
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #2bcde0b4
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #d1da0471
 def move(
     frame: Tensor,      # (b, 3, h, w) in [0, 1]
     motion: Estimate,   # from the reference to `frame`
@@ -53,7 +53,7 @@ def move(
     wanted = alpha * resize_flow(motion.flow, halves)
     gross = resize_flow(wanted, cells)
     firm = (resize(motion.confidence, cells) + 0.02) * (1 + length(gross))
-    back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, halves))
+    back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, halves), tolerance=0.01)
     share = 1 - 1 / warp(alpha, back, padding_mode="border")
     return warp(frame, resize_flow(share * back, size), "bicubic", padding_mode="border").clamp(0, 1)
 
