@@ -107,7 +107,7 @@ def passes(
     top = alpha.reshape(len(alpha), -1).amax(1)
     return (top.log() / math.log(largest) - 1e-5).ceil().clamp_min(1).int()
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #ea2319c8
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #eb31b393
 class FlowMag(Magnifier):
     "FlowMag's generator: paints the magnified frame (Pan, Geng, Owens, NeurIPS 2023)."
     max_alpha = 16.  # of one pass, as trained; beyond it passes follow each other, and errors with them
@@ -117,7 +117,7 @@ class FlowMag(Magnifier):
         width: int = 64, # channels at full size; 64 as published
         depth: int = 5,  # sizes the picture is seen at; 5 as published
         calls: int | None = None,  # passes, whatever alpha is; None: as many as keep each within the trained range
-        residual: bool = False,    # paint the change of the frame, nothing to begin with; not as published
+        residual: bool = False,    # correct the frame, seeing it and its magnified difference from the reference; not as published
     ):
         super().__init__()
         self.calls = calls
@@ -145,8 +145,12 @@ class FlowMag(Magnifier):
         for k in range(int(count.max())):
             todo, before = count > k, frame
             frame = before.clone()
-            frame[todo] = self.synthesize(reference[todo], before[todo], encode_alpha(factor[todo])).to(frame.dtype)
+            frame[todo] = self.synthesize(self._beside(reference, before, factor)[todo], before[todo], encode_alpha(factor[todo])).to(frame.dtype)
         return frame
+
+    def _beside(self, reference, frame, factor):
+        "What the network sees beside the frame: the reference, or twice what linear magnification would add to the frame"
+        return reference if self.residual is None else 2 * (alpha_planes(factor) - 1) * (frame - reference)
 
 # %% ../../nbs/core/06_magnifiers/unet.ipynb #d1841cf7
 RELEASED_KEYS = {r"^module\.": "",
