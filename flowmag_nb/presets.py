@@ -95,7 +95,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #f2de19b3
+# %% ../nbs/core/12a_presets.ipynb #ea669d74
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -120,7 +120,7 @@ TRAININGS = {
         "the paper's idea on a processor: a quarter of the width, the change painted, mostly known answers, some through RAFT-small; an evening on one core",
         "flowmag", dict(width=16, residual=True, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)),
         partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=climb),
-        Recipe(steps=36_000, batch=8, lr=1.5e-3, warmup=100, clip=5., ema=0.998, look=1000)),
+        Recipe(steps=28_000, batch=8, lr=1.5e-3, warmup=100, clip=5., ema=0.998, look=1000)),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on the data of flowmag-cpu; less than an hour on one core",
         "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
