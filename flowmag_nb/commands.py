@@ -280,7 +280,7 @@ def _check_weights_file(output, overwrite):
     if not path.parent.is_dir(): raise FileNotFoundError(f"folder {path.parent} of the output does not exist")
     if path.exists() and not overwrite: raise FileExistsError(f"output {path} exists; -y replaces it")
 
-# %% ../nbs/core/20_commands.ipynb #c034762f
+# %% ../nbs/core/20_commands.ipynb #2eded6ef
 def adapt_model(
     input: str,                  # video file, GIF or folder of images, 3 frames or more
     output: str,                 # .safetensors; the card lies beside it as .json
@@ -290,13 +290,13 @@ def adapt_model(
     alpha: tuple[float, ...] | None = None, # how many times larger motion will be wanted; may be repeated; default 10
     minutes: float | None = None,# stop after so long; 5 without --steps
     steps: int | None = None,    # or after so many steps
-    flow: str | None = None,     # flow network to learn through; raft-small if it is here, else clg
+    flow: str | None = None,     # flow network to learn through; clg without it
     judge: str | None = None,    # flow network that looks at held-out frames; the same without it
     pairs: str = "first",        # first: each frame with the first one; random: any two
     size: int = 256,             # px, shorter side of the clip while it is learned from
     crop: int = 128,             # px, each side of a view
     batch: int = 4,              # views a step
-    lr: float = 1e-4,            # learning rate
+    lr: float = 5e-4,            # learning rate
     seed: int = 0,               # of views and magnifications
     show: str | None = None,     # write a picture of a held-out frame before and after, .png or .jpg
     overwrite: bool = False,     # replace an existing output
