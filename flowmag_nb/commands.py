@@ -248,13 +248,14 @@ def evaluate_methods(
     page = write_report(table, folder, f"Methods on the {scenes.name} test, {samples} samples a level", pictures)
     return "" if quiet else f"{_table_text(table)}\n{page}"
 
-# %% ../nbs/core/20_commands.ipynb #df423a25
+# %% ../nbs/core/20_commands.ipynb #a828ea87
 def train_model(
     *,
-    preset: str = "tiny",        # tiny (a minute), motion (half an hour), refined (an hour), flowmag-cpu (hours) or paper (large GPUs)
+    preset: str = "tiny",        # tiny (a minute), motion (half an hour), refined (an hour), flowmag-cpu (an hour and more), then flowmag-footage, or paper (large GPUs)
     data: str | None = None,     # folder of packed pairs or of photographs, or several as in pairs:3,photos; computed pictures without it
     cutouts: str | None = None,  # folder of cut-out objects to render from; computed ones without it
     out: str = "training",       # folder for checkpoint, best weights, history and sample pictures
+    weights: str | None = None,  # file to begin with; untrained without it
     steps: int | None = None,    # stop there; without it at the preset's last one
     minutes: float | None = None,# stop after so long
     resume: bool = False,        # go on with the training in the folder
@@ -268,7 +269,7 @@ def train_model(
     flowmag train --preset flowmag-cpu --data pairs --out flowmag-run"""
     from flowmag_nb.presets import train_preset
     from flowmag_nb.shards import this_process
-    run = train_preset(preset, out, data, cutouts, seed=seed, bf16=bf16, steps=steps, minutes=minutes or float("inf"), resume=resume,
+    run = train_preset(preset, out, data, cutouts, weights=weights, seed=seed, bf16=bf16, steps=steps, minutes=minutes or float("inf"), resume=resume,
                        workers=workers, progress=not quiet)
     return "" if quiet or not this_process().is_main_process else f"{run}\n{Path(out, 'weights.safetensors')}"
 

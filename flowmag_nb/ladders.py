@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNGS', 'climbs', 'Ladders', 'climb']
 
-# %% ../nbs/core/11g_ladders.ipynb #50441961
+# %% ../nbs/core/11g_ladders.ipynb #56c84ea9
 import bisect
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .batches import sample_alpha
 from .collage import compose
-from .films import FilmSet
+from .films import FilmSet, light
 from .sets import pick, uniform
+from .warp import resize
 
 # %% ../nbs/core/11g_ladders.ipynb #06a66971
 RUNGS = (0., 0.05, 0.1, 0.2, 0.35, 0.6, 1., 1.7, 2.8, 4.5, 7., 11.)  # px
@@ -62,7 +63,7 @@ class Ladders(FilmSet):
         middle = pictures[0].mean((1, 2), keepdim=True)
         return (255 * (middle + scene.contrast * (pictures - middle)).clamp(0, 1)).round().byte()
 
-# %% ../nbs/core/11g_ladders.ipynb #5912c054
+# %% ../nbs/core/11g_ladders.ipynb #2d4910a4
 def climb(
     ladder: Tensor,            # (n, 3, h, w) uint8
     generator: torch.Generator,
@@ -70,6 +71,7 @@ def climb(
     magnified: float = 6.,     # px, largest motion of an answer
     max_alpha: float = 16.,
     noise: float = 0.004,      # largest standard deviation on reference and frame, brightness in [0, 1]
+    blotches: float = 0.,      # the same of noise in patches, as encoders leave it; and the light changes
 ) -> dict[str, Tensor]: # reference, frame, magnified: (3, size, size) in [0, 1]; alpha
     "Three rungs, cropped, mirrored, recoloured, the first two with noise; for `flowmag_nb.batches.Source`."
     ways, size = climbs(magnified, max_alpha), size or ladder.shape[-1] // 2
@@ -82,6 +84,15 @@ def climb(
     frames = frames.flip(flips).mT if pick(generator, 2) else frames.flip(flips)
     gain = uniform(generator, 0.6, 1)
     frames = frames * gain if pick(generator, 2) else 1 - gain * (1 - frames)
+    if blotches:
+        frames[1:] *= 1 + light(size, generator)
+        frames[:2] += blotches * uniform(generator, 0, 1)**2 * _patches(size, generator)
     frames[:2] += noise * uniform(generator, 0, 1)**2 * torch.randn(frames[:2].shape, generator=generator)
     reference, frame, answer = frames.clamp(0, 1)
     return dict(reference=reference, frame=frame, magnified=answer, alpha=torch.tensor(alpha))
+
+
+
+def _patches(size, generator):
+    "Noise for two pictures in patches of 2 to 16 px"
+    return resize(torch.randn(2, 3, *[max(2, size >> 1 + pick(generator, 4))] * 2, generator=generator), [size, size])

@@ -95,7 +95,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #3b90f348
+# %% ../nbs/core/12a_presets.ipynb #9f50355a
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -121,6 +121,11 @@ TRAININGS = {
         "flowmag", dict(width=16, residual=True, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)),
         partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=climb),
         Recipe(steps=28_000, batch=8, lr=1.5e-3, warmup=100, clip=5., ema=0.998, look=1000)),
+    "flowmag-footage": Preset(
+        "goes on where flowmag-cpu ended (--weights): frames as encoders and lamps leave them; a quarter of an hour",
+        "flowmag", dict(width=16, residual=True, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)),
+        partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=partial(climb, blotches=0.012)),
+        Recipe(steps=7000, batch=8, lr=7e-4, warmup=100, clip=5., ema=0.998, look=1000)),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on rendered and real pairs; less than an hour on one core",
         "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
@@ -135,13 +140,14 @@ TRAININGS = {
         Recipe(steps=200, batch=8, lr=5e-3, warmup=10, ema=0.95, look=25)),
 }
 
-# %% ../nbs/core/12a_presets.ipynb #31b220de
+# %% ../nbs/core/12a_presets.ipynb #da8d2b26
 def train_preset(
     preset: str | Preset,         # one of `TRAININGS`, or one's own
     folder: str | Path,           # for all that is written
     data: str | Path | None = None,     # see `open_data`
     cutouts: str | Path | None = None,  # folder of cut-out objects, where scenes are rendered
     *,
+    weights: str | Path | None = None,  # file to begin with, in place of untrained weights
     seed: int = 0,
     bf16: bool = False,           # convolutions in bfloat16: faster where the hardware has it
     notes: dict | None = None,    # for the card of the weights
@@ -150,9 +156,10 @@ def train_preset(
     "Train as a preset says."
     name, preset = (preset, find_preset(preset)) if isinstance(preset, str) else ("own", preset)
     torch.manual_seed(seed)
-    magnifier, loss = load_magnifier(preset.model, **preset.options), preset.loss()
+    begun = dict(weights=weights) if weights else {}
+    magnifier, loss = load_magnifier(preset.model, **preset.options, **begun), preset.loss()
     sources, held_out = preset.data(data, seed=seed, cutouts=cutouts)
-    known = dict(preset=name, magnifier=preset.model, options={k: v for k, v in preset.options.items() if k != "untrained"})
+    known = dict(preset=name, magnifier=preset.model, options={k: v for k, v in preset.options.items() if k != "untrained"}, begun=str(weights or "untrained"))
     return train(magnifier, loss, sources, replace(preset.recipe, seed=seed, bf16=bf16), held_out, folder, notes=known | (notes or {}), **options)
 
 
