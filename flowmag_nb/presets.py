@@ -95,7 +95,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #9f50355a
+# %% ../nbs/core/12a_presets.ipynb #ee32d55e
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -107,6 +107,13 @@ class Preset(NamedTuple):
 
 
 def _through(flow, **options): return ThroughFlow(load_flow(flow, **options))
+def _known_or_judged(): return KnownOrJudged(_through("raft-small", iterations=5))
+
+
+def _on_ladders(note, recipe, **changes):
+    "A narrow generator that corrects frames, trained on ladders, climbed with `changes`"
+    data = partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=partial(climb, **changes))
+    return Preset(note, "flowmag", dict(width=16, residual=True, untrained=True), _known_or_judged, data, recipe)
 
 
 _SMALL = dict(made=(DriftSet, TrainingSet), motion=(0.2, 3.), magnified=12., max_alpha=16.)  # what a short training can learn from
@@ -116,19 +123,15 @@ TRAININGS = {
         "FlowMag as published: full width, 512 px, RAFT; for large GPUs and real pairs",
         "flowmag", dict(untrained=True), partial(_through, "raft-large", iterations=5), partial(open_data, size=512, max_alpha=16.),
         Recipe(steps=510_000, batch=40, lr=3e-4, warmup=0, final=1., clip=math.inf, ema=0., look=3640)),
-    "flowmag-cpu": Preset(
-        "the paper's idea on a processor: a quarter of the width, the change painted, mostly known answers, some through RAFT-small; an evening on one core",
-        "flowmag", dict(width=16, residual=True, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)),
-        partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=climb),
+    "flowmag-cpu": _on_ladders(
+        "the paper's idea on a processor: a quarter of the width, the frame corrected, mostly known answers, some through RAFT-small; an evening on one core",
         Recipe(steps=28_000, batch=8, lr=1.5e-3, warmup=100, clip=5., ema=0.998, look=1000)),
-    "flowmag-footage": Preset(
+    "flowmag-footage": _on_ladders(
         "goes on where flowmag-cpu ended (--weights): frames as encoders and lamps leave them; a quarter of an hour",
-        "flowmag", dict(width=16, residual=True, untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)),
-        partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=partial(climb, blotches=0.012)),
-        Recipe(steps=7000, batch=8, lr=7e-4, warmup=100, clip=5., ema=0.998, look=1000)),
+        Recipe(steps=7000, batch=8, lr=7e-4, warmup=100, clip=5., ema=0.998, look=1000), blotches=0.012),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on rendered and real pairs; less than an hour on one core",
-        "refined", dict(untrained=True), lambda: KnownOrJudged(_through("raft-small", iterations=5)), partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
+        "refined", dict(untrained=True), _known_or_judged, partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
         Recipe(steps=2000, batch=8, lr=1e-3, warmup=50, ema=0.99, look=250)),
     "motion": Preset(
         "the default's network on films with known motion; a quarter of an hour on one core once they are rendered",

@@ -58,18 +58,18 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def adapted(unet, clip, through):
-    return adapt(unet, clip, 4., steps=20, lr=2e-3, flow=through, **QUICK)
+    return adapt(unet, clip, 4., steps=40, lr=2e-3, flow=through, **QUICK)
 
 
 def test_a_unet_gains_and_stays_as_it_was(adapted, unet, clip, through):
     before = weights(unet)
-    again = adapt(unet, clip, 4., steps=20, lr=2e-3, flow=through, **QUICK)
+    again = adapt(unet, clip, 4., steps=40, lr=2e-3, flow=through, **QUICK)
     assert same(before, weights(unet)) and not same(before, weights(adapted.magnifier))
     assert same(weights(adapted.magnifier), weights(again.magnifier)) and adapted.after == again.after
-    assert adapted.after["loss"] < 0.98 * adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
+    assert adapted.after["loss"] < 0.95 * adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
     held = adapted.history[adapted.history.pairs == "held out"]
     allowed = held[held.magnification <= held.magnification.iloc[0]]
-    assert allowed.total.min() == adapted.after["loss"] and held.step.tolist() == [0, 5, 10, 15, 20]
+    assert allowed.total.min() == adapted.after["loss"] and held.step.tolist() == list(range(0, 45, 5))
 
 
 def test_another_seed_sees_other_views(adapted, unet, clip, through):

@@ -107,7 +107,7 @@ def passes(
     top = alpha.reshape(len(alpha), -1).amax(1)
     return (top.log() / math.log(largest) - 1e-5).ceil().clamp_min(1).int()
 
-# %% ../../nbs/core/06_magnifiers/unet.ipynb #eb31b393
+# %% ../../nbs/core/06_magnifiers/unet.ipynb #01e094a4
 class FlowMag(Magnifier):
     "FlowMag's generator: paints the magnified frame (Pan, Geng, Owens, NeurIPS 2023)."
     max_alpha = 16.  # of one pass, as trained; beyond it passes follow each other, and errors with them
@@ -129,7 +129,7 @@ class FlowMag(Magnifier):
 
     def synthesize(
         self,
-        reference: Tensor, # (b, 3, h, w) in [0, 1]
+        reference: Tensor, # (b, 3, h, w) in [0, 1]; for a residual network the magnified difference
         frame: Tensor,     # (b, 3, h, w) in [0, 1]
         encoding: Tensor,  # (b, 32, 1, 1) or (b, 32, h, w), of `encode_alpha` or `blend_encodings`
     ) -> Tensor: # (b, 3, h, w) in (0, 1)
