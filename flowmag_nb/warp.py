@@ -24,7 +24,7 @@ def pixel_grid(
                           torch.arange(w, device=like.device, dtype=like.dtype), indexing="ij")
     return torch.stack([x, y])[None]
 
-# %% ../nbs/core/03_warp.ipynb #9bb1cfa3
+# %% ../nbs/core/03_warp.ipynb #bb27c625
 def warp(
     image: Tensor,                     # (b, c, h, w) what to sample
     flow: Tensor,                      # (b, 2, h', w') pixels, (dx, dy): where to look, relative to each output pixel
@@ -35,6 +35,7 @@ def warp(
     _check_flow(image, flow)
     size = torch.tensor([max(n - 1, 1) for n in (image.shape[-1], image.shape[-2])], device=flow.device, dtype=flow.dtype)
     grid = (pixel_grid(flow) + flow).movedim(1, -1) * (2 / size) - 1
+    if torch.is_grad_enabled(): grid = grid.clamp(-1e6, 1e6).nan_to_num()
     return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 

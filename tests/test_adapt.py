@@ -8,17 +8,12 @@ import torch
 from standins import sway, write
 
 from flowmag_nb.adapt import adapt, read_footage
-from flowmag_nb.batches import Source
 from flowmag_nb.cli import main
 from flowmag_nb.flow import FlowNet, load_flow
 from flowmag_nb.magnifiers import Magnifier, load_magnifier
-from flowmag_nb.runs import Recipe, save_weights
-from flowmag_nb.sets import DriftSet
-from flowmag_nb.supervision import ThroughFlow
-from flowmag_nb.train import train
+from flowmag_nb.runs import save_weights
 
 pytest.importorskip("accelerate", reason="needs the extra [data]")
-UNET = dict(width=8, depth=3)
 QUICK = dict(crop=48, look=5, progress=False)
 
 
@@ -34,13 +29,9 @@ def through():
 
 
 @pytest.fixture(scope="module")
-def unet(through):
-    """A U-Net that has seen a few drifting pictures."""
-    torch.manual_seed(0)
-    net = load_magnifier("flowmag", untrained=True, **UNET)
-    pairs = Source(list(DriftSet(length=24, size=48, motion=(0.3, 1.5), magnified=5.)))
-    run = train(net, ThroughFlow(through), [pairs], Recipe(steps=20, batch=4, lr=5e-3, warmup=5, ema=0.9), progress=False)
-    return run.best_magnifier().requires_grad_(True)
+def unet():
+    """Trained to the end: a U-Net at the beginning of its training goes another way on every kind of processor."""
+    return load_magnifier("flowmag").requires_grad_(True)
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +49,27 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def adapted(unet, clip, through):
-    return adapt(unet, clip, 4., steps=40, lr=2e-3, flow=through, **QUICK)
+    return adapt(unet, clip, 4., steps=40, flow=through, **QUICK)
 
 
 def test_a_unet_gains_and_stays_as_it_was(adapted, unet, clip, through):
     before = weights(unet)
-    again = adapt(unet, clip, 4., steps=40, lr=2e-3, flow=through, **QUICK)
+    again = adapt(unet, clip, 4., steps=40, flow=through, **QUICK)
     assert same(before, weights(unet)) and not same(before, weights(adapted.magnifier))
     assert same(weights(adapted.magnifier), weights(again.magnifier)) and adapted.after == again.after
-    assert adapted.after["loss"] < 0.95 * adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
+    assert adapted.after["loss"] < 0.7 * adapted.before["loss"] and adapted.after["motion_error"] < 0.3 * adapted.before["motion_error"]
     held = adapted.history[adapted.history.pairs == "held out"]
     allowed = held[held.magnification <= held.magnification.iloc[0]]
     assert allowed.total.min() == adapted.after["loss"] and held.step.tolist() == list(range(0, 45, 5))
 
 
 def test_another_seed_sees_other_views(adapted, unet, clip, through):
-    other = adapt(unet, clip, 4., steps=20, lr=2e-3, flow=through, seed=1, **QUICK)
+    other = adapt(unet, clip, 4., steps=20, flow=through, seed=1, **QUICK)
     assert not same(weights(adapted.magnifier), weights(other.magnifier)) and other.before == adapted.before
 
 
 def test_batch_norm_keeps_its_statistics_unless_told(adapted, unet, clip, through):
-    published = adapt(unet, clip, 4., steps=20, lr=2e-3, flow=through, new_norms=True, **QUICK)
+    published = adapt(unet, clip, 4., steps=20, flow=through, new_norms=True, **QUICK)
     means = lambda net: {name: value for name, value in weights(net).items() if name.endswith("running_mean")}
     assert same(means(adapted.magnifier), means(unet)) and (not published.card["steps"] or not same(means(published.magnifier), means(unet)))
     assert published.history.total[2] != adapted.history.total[2]
@@ -93,8 +84,8 @@ def test_motion_learns_through_what_it_moves(motion, clip, through):
 
 def test_saved_weights_do_the_same(adapted, motion, clip, through, tmp_path):
     pair = torch.from_numpy(clip[[0, 7]]).movedim(-1, 1) / 255
-    for name, found, options in (("flowmag", adapted, UNET), ("motion", adapt(motion, clip, 4., steps=2, lr=3e-3, flow=through, **QUICK), {})):
-        again = load_magnifier(name, weights=found.save(tmp_path / f"{name}.safetensors", licence="mine"), **options)
+    for name, found in (("flowmag", adapted), ("motion", adapt(motion, clip, 4., steps=2, lr=3e-3, flow=through, **QUICK))):
+        again = load_magnifier(name, weights=found.save(tmp_path / f"{name}.safetensors", licence="mine"))
         with torch.no_grad():
             assert torch.equal(again(pair[:1], pair[1:], torch.tensor([4.])), found.magnifier(pair[:1], pair[1:], torch.tensor([4.])))
         card = json.loads((tmp_path / f"{name}.json").read_text())
@@ -102,8 +93,9 @@ def test_saved_weights_do_the_same(adapted, motion, clip, through, tmp_path):
 
 
 def test_never_worse(unet, clip, through):
-    adapted = adapt(unet, clip, 4., steps=4, lr=3., flow=through, **QUICK | dict(look=2))
+    adapted = adapt(unet, clip, 4., steps=4, lr=0.1, flow=through, **QUICK | dict(look=2))
     assert adapted.after == adapted.before and same(weights(adapted.magnifier), weights(unet)) and "step 0" in repr(adapted)
+    with pytest.raises(FloatingPointError, match="lower lr"): adapt(unet, clip, 4., steps=4, lr=3., flow=through, **QUICK)
 
 
 class Blind(FlowNet):
