@@ -36,7 +36,7 @@ def bend(
     "Move what a picture shows."
     return warp(picture, invert(displacement), "bicubic", "border")
 
-# %% ../nbs/core/11h_reenacted.ipynb #1b8ea430
+# %% ../nbs/core/11h_reenacted.ipynb #8fe2e7c9
 class Reenacted(Dataset):
     "A clip's first frame, moved as the clip moves, by known amounts; a set for `flowmag_nb.compare.evaluate`."
     def __init__(
@@ -46,8 +46,8 @@ class Reenacted(Dataset):
         frames: int = 6,     # samples
         size: int = 360,     # px, of the shorter side; a smaller clip stays as it is
         flow="clg",          # FlowNet, or the name of one, that reads how the clip moves
-        noise: float = 0.1,  # factor of photon noise: 0.1 is a good camera by day
-        crf: int = 18,       # of H.264
+        noise: float = 0.3,  # factor of photon noise
+        crf: int = 10,       # of H.264
         seed: int = 0,
     ):
         self.video = Video(clip)
