@@ -95,7 +95,7 @@ def open_films(
         return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
     return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
 
-# %% ../nbs/core/12a_presets.ipynb #ee32d55e
+# %% ../nbs/core/12a_presets.ipynb #580fd82e
 class Preset(NamedTuple):
     "A training by name."
     note: str                     # one line on what it is
@@ -110,12 +110,12 @@ def _through(flow, **options): return ThroughFlow(load_flow(flow, **options))
 def _known_or_judged(): return KnownOrJudged(_through("raft-small", iterations=5))
 
 
-def _on_ladders(note, recipe, **changes):
+def _on_ladders(note, recipe, size=128, length=1500, **changes):
     "A narrow generator that corrects frames, trained on ladders, climbed with `changes`"
-    data = partial(open_data, size=128, area=(0.2, 1.), made=(Ladders,), length=1500, prepare=partial(climb, **changes))
+    data = partial(open_data, size=size, area=(0.2, 1.), made=(Ladders,), length=length, prepare=partial(climb, **changes))
     return Preset(note, "flowmag", dict(width=16, residual=True, untrained=True), _known_or_judged, data, recipe)
 
-
+# %% ../nbs/core/12a_presets.ipynb #537e9fdf
 _SMALL = dict(made=(DriftSet, TrainingSet), motion=(0.2, 3.), magnified=12., max_alpha=16.)  # what a short training can learn from
 
 TRAININGS = {
@@ -129,6 +129,9 @@ TRAININGS = {
     "flowmag-footage": _on_ladders(
         "goes on where flowmag-cpu ended (--weights): frames as encoders and lamps leave them; a quarter of an hour",
         Recipe(steps=7000, batch=8, lr=7e-4, warmup=100, clip=5., ema=0.998, look=1000), blotches=0.012),
+    "flowmag-far": _on_ladders(
+        "goes on where flowmag-footage ended (--weights): views of 96 px for 64, answers of up to 11 px for 6; an hour and a half on one core",
+        Recipe(steps=24_000, batch=8, lr=1e-3, warmup=100, clip=5., ema=0.998, look=1000), size=192, length=1200, blotches=0.012, magnified=11.),
     "refined": Preset(
         "a U-Net that corrects what lagrangian moved, on rendered and real pairs; less than an hour on one core",
         "refined", dict(untrained=True), _known_or_judged, partial(open_data, size=128, area=(0.3, 1.), **_SMALL),
