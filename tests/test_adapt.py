@@ -14,7 +14,7 @@ from flowmag_nb.magnifiers import Magnifier, load_magnifier
 from flowmag_nb.runs import save_weights
 
 pytest.importorskip("accelerate", reason="needs the extra [data]")
-QUICK = dict(crop=48, look=5, progress=False)
+QUICK = dict(crop=48, look=5, alphas=(2., 6.), progress=False)
 
 
 @pytest.fixture(scope="module")
