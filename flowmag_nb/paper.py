@@ -81,7 +81,7 @@ def trained_networks(
     found = [dict(name=card["name"], spec=f"{card['magnifier']}:weights={path}", reason="", figures=card["figures"]) for path, card in cards.items()]
     return pd.DataFrame(found).set_index("name")
 
-# %% ../nbs/core/19a_paper.ipynb #707bf81c
+# %% ../nbs/core/19a_paper.ipynb #16deba88
 def beside_paper(
     name: str,            # one of `TABLE_KEYS`
     scores: pd.DataFrame, # columns test, metric, method, inpainting, judge, judge_spec, alpha, level, here, se, n
@@ -89,17 +89,17 @@ def beside_paper(
     "The paper's table with our numbers."
     paper = paper_table(name)
     lines, columns = TABLE_KEYS[name]
-    ours = scores[scores.test.isin(paper.test.unique()) & scores.metric.isin(paper.metric.unique())].copy()
+    ours = scores[scores.test.isin(paper.test.unique()) & scores.metric.isin(paper.metric.unique())]
+    ours = ours.assign(inpainting=ours.inpainting.fillna(""))
     if "level" in columns: ours["level"] = [_nearest(row.level, paper.level[paper.test == row.test]) for row in ours.itertuples()]
     else: ours = ours[ours.alpha.isin(paper.alpha.unique())]
-    if "inpainting" not in lines: ours = ours[ours.inpainting.isin(["", "nonparametric"]) | ours.inpainting.isna()]
+    if "inpainting" not in lines: ours = ours[ours.inpainting.isin(["", "nonparametric"])]
     else: ours = ours[ours.method.isin(paper.method.unique())]
     ours = ours.dropna(subset=[*columns, "here"]).drop_duplicates(list(dict.fromkeys(["test", "metric", "method", "inpainting", "judge", *columns])))
     keys = list(dict.fromkeys(["test", "metric", "method", "inpainting", *columns])) + ["judge"] * ("judge" in lines)
     ours["judge_here"] = ours.judge_spec
     ours = ours if "judge" in lines else ours.drop(columns="judge")
-    fill = lambda table: table.assign(inpainting=table.inpainting.fillna(""))
-    joined = fill(paper).merge(fill(ours)[[*keys, "judge_here", "here", "se", "n"]], on=keys, how="outer", sort=False)
+    joined = paper.assign(inpainting=paper.inpainting.fillna("")).merge(ours[[*keys, "judge_here", "here", "se", "n"]], on=keys, how="outer", sort=False)
     joined = joined.assign(difference=joined.here - joined.paper)
     return _in_order(joined, paper, lines, columns)[list(dict.fromkeys(["test", *keys, "judge", "judge_here", "paper", "here", "se", "n", "difference"]))]
 
