@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'BLEND', 'CELL', 'EDGE', 'TEAR', 'BEND', 'WEAK', 'SURE',
            'LUMA', 'slopes', 'gather', 'Membrane', 'coarser', 'hierarchy', 'v_cycle', 'solve', 'trust', 'resample',
-           'Overlap', 'overlap', 'votes', 'ties', 'settle', 'coarse_to_fine', 'Estimate', 'luma', 'CLG']
+           'Overlap', 'overlap', 'votes', 'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma', 'CLG']
 
 # %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
@@ -216,7 +216,7 @@ def ties(
     tie = smoothness / (1 + steep * (0.1 + 10 * edge / (1 + edge)))
     return F.pad((tie[..., 1:] + tie[..., :-1]) / 2, (0, 1)), F.pad((tie[..., 1:, :] + tie[..., :-1, :]) / 2, (0, 0, 0, 1))
 
-# %% ../../nbs/core/04_flow/clg.ipynb #76181f5b
+# %% ../../nbs/core/04_flow/clg.ipynb #8d0023bf
 WEAK = 0.2  # 1/cell²: a last pull to zero where nothing is known at all
 
 def settle(
@@ -231,13 +231,20 @@ def settle(
     return solve(hierarchy(Membrane(data, *tied)), force, flow, steps)
 
 
+class Found(NamedTuple):
+    "What one linearisation finds."
+    flow: Tensor                    # (b, 2, h, w) cells
+    data: Tensor                    # (b, 3, h, w) its stiffness, from `votes`
+    outline: Tensor | None = None   # (b, 1, CELL*h, CELL*w) in [0, 1], from estimators that look for outlines
+
+
 def coarse_to_fine(
     firsts: list[Tensor],    # finest first, each (b, 1, h, w), sides multiples of CELL
     seconds: list[Tensor],   # the same of the second frame
-    improve: Callable,       # (first, second, flow, level) -> better flow and stiffness of the data, level 0 the finest
+    improve: Callable,       # (first, second, flow, level) -> Found with a better flow, level 0 the finest
     warps: int,              # linearisations per level
     start: Tensor | None,    # (b, 2, h, w) px of the finest level: the motion of the frame before
-) -> tuple[Tensor, Tensor]: # motion in cells of the finest level (b, 2, ...); its evidence (b, 1, ...), 1/px² a pixel
+) -> Found: # on the finest level
     "From the smallest picture to the largest, each level adding what it sees."
     flow = correction = None
     for level in reversed(range(len(firsts))):
@@ -245,17 +252,18 @@ def coarse_to_fine(
         grid = [n // CELL for n in first.shape[-2:]]
         base = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
         flow = base if correction is None else base + resize_flow(correction, grid)
-        for _ in range(warps): flow, data = improve(first, second, flow, level)
+        for _ in range(warps): found = improve(first, second, flow, level); flow = found.flow
         correction = flow - base
-    return flow, (data[:, :1] + data[:, 2:]) / 2 / CELL**2
+    return found
 
-# %% ../../nbs/core/04_flow/clg.ipynb #d608b043
+# %% ../../nbs/core/04_flow/clg.ipynb #cc7beb15
 SURE = 10.  # 1/px² a pixel: this much evidence is half the way to certainty
 LUMA = 0.299, 0.587, 0.114
 
 class Estimate(NamedTuple):
     flow: Tensor        # (b, 2, h, w) px
     confidence: Tensor  # (b, 1, h, w) in [0, 1]: 0 where the answer is only continued from elsewhere
+    outline: Tensor | None = None # (b, 1, h, w) in [0, 1]: chance that motions meet within 2 px; None from estimators that do not say
 
 
 def luma(
@@ -264,7 +272,7 @@ def luma(
     "What motion is read from, as `resample` wants it: brightness, freed of its very finest detail."
     return blur((frame * frame.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True), SOFTEN)
 
-# %% ../../nbs/core/04_flow/clg.ipynb #baa57bad
+# %% ../../nbs/core/04_flow/clg.ipynb #a51aebe8
 class CLG(FlowNet):
     "Combined local-global optical flow: weight-free, sub-pixel, differentiable (after Bruhn, Weickert, Schnörr 2005)."
     def __init__(
@@ -298,12 +306,12 @@ class CLG(FlowNet):
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         pyramids = pyramid(first, levels), pyramid(second, levels)
         warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
-        flow, evidence = coarse_to_fine(*pyramids, self.improve, warps, start)
-        whole = first.shape[-2:]
-        return Estimate(crop(resize_flow(flow, whole)), crop(resize(evidence / (evidence + SURE), whole)))
+        flow, data, outline = coarse_to_fine(*pyramids, self.improve, warps, start)
+        evidence, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
+        return Estimate(crop(resize_flow(flow, whole)), crop(resize(evidence / (evidence + SURE), whole)), None if outline is None else crop(outline))
 
     def improve(self, first, second, flow, level):
-        "One linearisation on one level of the pyramid: better motion in cells, and the stiffness of its data"
+        "One linearisation on one level of the pyramid"
         seen = overlap(first, second, flow)
         data, force = votes(seen, trust(seen.slope2, seen.change))
-        return settle(data, force, ties(flow, resize(first, flow.shape[-2:]), self.smoothness), flow), data
+        return Found(settle(data, force, ties(flow, resize(first, flow.shape[-2:]), self.smoothness), flow), data)
