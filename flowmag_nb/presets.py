@@ -115,7 +115,7 @@ def _on_ladders(note, recipe, size=128, length=1500, **changes):
     data = partial(open_data, size=size, area=(0.2, 1.), made=(Ladders,), length=length, prepare=partial(climb, **changes))
     return Preset(note, "flowmag", dict(width=16, residual=True, untrained=True), _known_or_judged, data, recipe)
 
-# %% ../nbs/core/12a_presets.ipynb #027a0f6a
+# %% ../nbs/core/12a_presets.ipynb #eeb5cbfc
 _SMALL = dict(made=(DriftSet, TrainingSet), motion=(0.2, 3.), magnified=12., max_alpha=16.)  # what a short training can learn from
 
 TRAININGS = {
@@ -139,7 +139,7 @@ TRAININGS = {
     "motion": Preset(
         "the default's network on films with known motion; half an hour on one core once they are rendered",
         "motion", dict(untrained=True, bounds=(3e-4, 55.)), KnownMotion, open_films,
-        Recipe(steps=4000, batch=8, lr=2e-3, ema=0.99)),
+        Recipe(steps=6000, batch=8, lr=2e-3, ema=0.99)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",
         "flowmag", dict(width=8, depth=3, untrained=True), partial(_through, "clg"), partial(open_data, size=48, made=(DriftSet,), motion=(0.3, 1.5), magnified=5.),

@@ -50,7 +50,7 @@ def outlines(
         for start in (0, 1): meet.narrow(dim, start, jump.shape[dim]).add_(jump)
     return F.max_pool2d(meet.clamp(max=1), 3, 1, 1)
 
-# %% ../nbs/core/11d_supervision.ipynb #7e01a449
+# %% ../nbs/core/11d_supervision.ipynb #9b50944c
 class MotionGap(NamedTuple):
     "What an estimate of motion costs, relative to the motion's size."
     total: Tensor    # scalar
@@ -66,7 +66,7 @@ class KnownMotion(nn.Module):
     def __init__(
         self,
         ripple: float = 0.2,  # weight of the gap's slopes
-        outline: float = 1.,  # weight of the outlines
+        outline: float = 10., # weight of the outlines: small numbers, and a calmer gradient than what comes through a solver
         floor: float = 0.015, # px: motion below this is as good as none
     ):
         super().__init__()
