@@ -99,12 +99,12 @@ class Registry:
         "Build `name`, ready to use."
         return self.builder(name)(weights=weights, **options).to(device or "cpu").eval()
 
-# %% ../../nbs/core/04_flow/base.ipynb #3b1b9304
+# %% ../../nbs/core/04_flow/base.ipynb #447b7cfa
 FLOW_NETS = Registry("FlowNet")
 register_flow, flow_names, load_flow = FLOW_NETS.register, FLOW_NETS.names, FLOW_NETS.load
 
 register_flow("clg", "flowmag_nb.flow.clg:CLG", "weight-free combined local-global solver, sub-pixel, differentiable")
-register_flow("guided", "flowmag_nb.flow.guided:Guided", "clg whose trust a small network sets; no weights published yet")
+register_flow("guided", "flowmag_nb.flow.guided:Guided", "clg guided by a small network: whom to believe, where motions meet")
 register_flow("raft-small", "flowmag_nb.flow.raft:raft_small", "RAFT with 1 M weights, the package's usual judge")
 register_flow("raft-large", "flowmag_nb.flow.raft:raft_large", "RAFT as FlowMag trains through and measures with")
 register_flow("arflow", "flowmag_nb.flow.pwclite:arflow", "PWC-Lite trained without labels, FlowMag's other flow network")
