@@ -76,7 +76,7 @@ def test_batch_norm_keeps_its_statistics_unless_told(adapted, unet, clip, throug
 
 
 def test_motion_learns_through_what_it_moves(motion, clip, through):
-    adapted = adapt(motion, clip, 4., steps=10, lr=3e-3, flow=through, pairs="random", **QUICK)
+    adapted = adapt(motion, clip, 10., steps=10, lr=3e-3, flow=through, pairs="random", **QUICK)
     assert adapted.after["loss"] < adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
     changed = {name for name, value in weights(motion).items() if not torch.equal(value, weights(adapted.magnifier)[name])}
     assert changed == set(weights(motion))
