@@ -49,7 +49,7 @@ def clues(
     cells = [relative - near, near - far, step.clamp(-3, 3), (tie + 1).log() / 5, size.log().expand_as(tie) / 2, open_.clamp_min(1e-4).log() / 3]
     return torch.cat([F.pixel_unshuffle(pixels, CELL), *cells], 1)
 
-# %% ../../nbs/core/04a_guided.ipynb #a156012d
+# %% ../../nbs/core/04a_guided.ipynb #6bd86670
 SQUARE = 2 # cells, side of what the network treats as one
 UNLIKELY = -5. # logit of an outline, before anything is learned
 
@@ -78,7 +78,8 @@ class Guide(nn.Module):
     def forward(self, clues):
         "(b, 57, h, w) -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
         h, w = clues.shape[-2:]
-        x = self.inp(F.pixel_unshuffle(F.pad(clues, (0, w % SQUARE, 0, h % SQUARE), mode="replicate"), SQUARE))
+        if h % SQUARE or w % SQUARE: clues = F.pad(clues, (0, w % SQUARE, 0, h % SQUARE), mode="replicate")
+        x = self.inp(F.pixel_unshuffle(clues, SQUARE))
         for block in self.blocks: x = block(x)
         said = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.1)), CELL * SQUARE)[..., :CELL*h, :CELL*w]
         return _within(said[:, :1], *self.bounds).exp(), said[:, 1:].sigmoid()

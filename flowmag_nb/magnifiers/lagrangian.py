@@ -81,7 +81,7 @@ def line_search(
 def _everywhere(values): return values.mean((2, 3), keepdim=True)
 def _nearby(values): return blur(F.avg_pool2d(values, CELL, ceil_mode=True), REACH / CELL)
 
-# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #ab30bbae
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #2b77ea8b
 class Lagrangian(Magnifier):
     "Estimate the motion, scale it, move the pixels (after Liu et al. 2005)."
     def __init__(
@@ -133,4 +133,4 @@ class Lagrangian(Magnifier):
         for reference, frame in pairs:
             motion = self.motion(reference, frame, start if start is None else start.expand(len(frame), -1, -1, -1))
             start = motion.flow[-1:]
-            yield reference, motion
+            yield reference, motion._replace(outline=None)  # many wait at a time
