@@ -216,7 +216,7 @@ def ties(
     tie = smoothness / (1 + steep * (0.1 + 10 * edge / (1 + edge)))
     return F.pad((tie[..., 1:] + tie[..., :-1]) / 2, (0, 1)), F.pad((tie[..., 1:, :] + tie[..., :-1, :]) / 2, (0, 0, 0, 1))
 
-# %% ../../nbs/core/04_flow/clg.ipynb #8d0023bf
+# %% ../../nbs/core/04_flow/clg.ipynb #caf0c1a5
 WEAK = 0.2  # 1/cell²: a last pull to zero where nothing is known at all
 
 def settle(
@@ -252,7 +252,9 @@ def coarse_to_fine(
         grid = [n // CELL for n in first.shape[-2:]]
         base = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
         flow = base if correction is None else base + resize_flow(correction, grid)
-        for _ in range(warps): found = improve(first, second, flow, level); flow = found.flow
+        for _ in range(warps):
+            found = improve(first, second, flow, level)
+            flow = found.flow
         correction = flow - base
     return found
 

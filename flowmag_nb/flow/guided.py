@@ -49,7 +49,7 @@ def clues(
     cells = [relative - near, near - far, step.clamp(-3, 3), (tie + 1).log() / 5, size.log().expand_as(tie) / 2, open_.clamp_min(1e-4).log() / 3]
     return torch.cat([F.pixel_unshuffle(pixels, CELL), *cells], 1)
 
-# %% ../../nbs/core/04a_guided.ipynb #6bd86670
+# %% ../../nbs/core/04a_guided.ipynb #b942e144
 SQUARE = 2 # cells, side of what the network treats as one
 UNLIKELY = -5. # logit of an outline, before anything is learned
 
@@ -71,9 +71,8 @@ class Guide(nn.Module):
         self.inp = nn.Conv2d((3 * CELL**2 + 9) * SQUARE**2, width, 1)
         self.blocks = nn.ModuleList(LookAround(width, reach) for reach in (1, 2, 4, 2, 1))
         self.out = nn.Conv2d(width, 2 * (CELL * SQUARE)**2, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, 0.)
-        with torch.no_grad(): self.out.bias[(CELL * SQUARE)**2:] = UNLIKELY
+        for p in self.out.parameters(): nn.init.zeros_(p)
+        nn.init.constant_(self.out.bias[(CELL * SQUARE)**2:], UNLIKELY)
 
     def forward(self, clues):
         "(b, 57, h, w) -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
