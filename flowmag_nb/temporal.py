@@ -18,7 +18,7 @@ from .flow.clg import Estimate
 from .warp import blur, resize
 
 # %% ../nbs/core/05b_temporal.ipynb #ea3bbf17
-GRAIN = 8   # px: motion is compared at this resolution
+GRAIN = 8   # px of the motion's own grid: it is compared at this resolution
 BLOCK = 2  # cells
 
 def pool(
@@ -75,17 +75,18 @@ SHORTEST = 6          # frames that can tell noise from motion
 
 def steady(
     motions: Iterable[tuple[Tensor, Estimate]], # (b, 3, h, w) references and the motions from them, in time order
+    grain: int = GRAIN, # px of the motions' grid, that are compared as one
 ) -> Iterator[Estimate]: # a batch for each that came in, AHEAD frames later
     "The motions of a clip without what no neighbour in space and time confirms."
     waiting, seen, given = deque(), deque(), 0  # given: how many of the frames seen have been given back
     for references, motion in chain(_numbered(motions), [(None, None)]):
         if motion is not None:
             waiting.append(motion)
-            seen.extend(zip(references, F.avg_pool2d(motion.flow, GRAIN, ceil_mode=True)))
+            seen.extend(zip(references, F.avg_pool2d(motion.flow, grain, ceil_mode=True)))
         while waiting and (motion is None or len(seen) >= given + len(waiting[0].flow) + AHEAD):
             ready = waiting.popleft()
             excess = torch.stack([_excess(list(seen), given + i) for i in range(len(ready.flow))])
-            yield ready._replace(flow=ready.flow - _finer(excess, GRAIN, ready.flow.shape[-2:]))
+            yield ready._replace(flow=ready.flow - _finer(excess, grain, ready.flow.shape[-2:]))
             given += len(ready.flow)
             for _ in range(given - BEHIND): seen.popleft()
             given = min(given, BEHIND)

@@ -20,16 +20,16 @@ import resource, sys
 sys.path.insert(0, sys.argv[1])
 from standins import Exaggerate
 from flowmag_nb.magnify import magnify_video
-magnify_video(sys.argv[2], sys.argv[3], model=Exaggerate(), progress=False)
+magnify_video(sys.argv[2], sys.argv[3], model=eval(sys.argv[4]), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def peak(clip):
+def peak(clip, model="Exaggerate()", output="out.mkv"):
     """MB that a process needs at most to magnify `clip`, PyTorch included."""
-    done = subprocess.run([sys.executable, "-c", PEAK, str(Path(__file__).parent), str(clip), str(clip.with_name("out.mkv"))],
+    done = subprocess.run([sys.executable, "-c", PEAK, str(Path(__file__).parent), str(clip), str(clip.with_name(output)), model],
                           capture_output=True, text=True, check=True)
-    clip.with_name("out.mkv").unlink()
+    clip.with_name(output).unlink()
     return float(done.stdout)
 
 
@@ -42,6 +42,10 @@ def rolled(frames, height, width):
 def test_memory_does_not_grow_with_length(tmp_path):
     short, long = (peak(write(tmp_path / f"{n}.mp4", rolled(n, 120, 160))) for n in (300, 1500))
     assert long < 1.1 * short, (short, long)
+
+
+def test_memory_of_the_default_at_full_hd(tmp_path):
+    assert peak(write(tmp_path / "hd.mp4", rolled(12, 1080, 1920)), "'motion'", "out.mp4") < 1900  # 1.9 GiB are 2 GB
 
 
 @pytest.mark.skipif("FLOWMAG_NB_SLOW" not in os.environ, reason="takes minutes; FLOWMAG_NB_SLOW=1 runs it")
