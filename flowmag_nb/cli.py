@@ -18,12 +18,12 @@ from typing import get_args, get_origin
 
 from fastcore.docments import docments
 
-from .commands import Unfinished, adapt_model, assets, compare_methods, demo, evaluate_methods, info, magnify, reproduce, target, train_model
+from .commands import Unfinished, adapt_model, assets, compare_methods, demo, evaluate_methods, info, magnify, reproduce, select_pairs, target, train_model
 
 _VERSION = import_module("flowmag_nb").__version__
 
 # %% ../nbs/core/20a_cli.ipynb #387a84e7
-COMMANDS = dict(magnify=magnify, target=target, demo=demo, compare=compare_methods, evaluate=evaluate_methods, train=train_model, adapt=adapt_model, reproduce=reproduce, assets=assets, info=info)
+COMMANDS = dict(magnify=magnify, target=target, demo=demo, compare=compare_methods, evaluate=evaluate_methods, pairs=select_pairs, train=train_model, adapt=adapt_model, reproduce=reproduce, assets=assets, info=info)
 
 # %% ../nbs/core/20a_cli.ipynb #8db95fad
 _SHORT = dict(overwrite=("-y",), quiet=("-q",), alpha=("-a",))  # for what is typed often
