@@ -31,7 +31,7 @@ from .metrics import achieved_magnification, flicker, measure, motion_error, mov
 from .paths import code_version
 from .shelf import Shelf, clip_hash, code_hash, fingerprint
 from .video import Frame, Video, VideoWriter, to_tensor
-from .warp import gradients, invert, resize, warp
+from .warp import gradients, invert, length, resize, warp
 
 # %% ../nbs/core/15_compare.ipynb #4ef0f0ba
 _COMMA = r",(?![^(\[]*[)\]])"  # not inside brackets
@@ -314,16 +314,16 @@ def _relative(table):
 TRUTH, CARRIED = "ground truth", "true motion"
 
 
-def _carried(frame, flow, alpha):
-    "The frame, its pixels moved by what the true flow says"
-    back = invert(alpha * flow)
+def _carried(frame, flow, alpha, order):
+    "The frame, its pixels moved by what the true flow says, those in front seen"
+    back = invert(alpha * flow, depth=order[:, None] + length(alpha * flow) / 1000)
     return warp(frame, (1 - 1 / alpha) * back, "bicubic", padding_mode="border").clamp(0, 1)
 
 
 def _answer(method, sample, alpha):
     "What a method makes of a sample, and the seconds it took"
     if method.label == TRUTH: return sample["magnified"], np.nan
-    if method.label == CARRIED: return _carried(sample["frame"], sample["flow"], alpha), np.nan
+    if method.label == CARRIED: return _carried(*(sample[name] for name in ("frame", "flow")), alpha, sample["order"]), np.nan
     start = perf_counter()
     return method.module(sample["reference"], sample["frame"], alpha), perf_counter() - start
 
@@ -334,7 +334,7 @@ def _level_scores(samples, indices, wanted, judges, device):
     scores, failed = {(m.label, name): [] for m, name in wanted}, {}
     for sample in map(samples.__getitem__, indices):
         sample, alpha = {k: v[None].to(device) for k, v in sample._asdict().items() if k not in ("level", "alpha")}, sample.alpha.to(device).reshape(1)
-        made = {}
+        made, told = {}, {k: v for k, v in sample.items() if k != "order"}
         for method in {m.label: m for m, _ in wanted if m.label not in failed}.values():
             try: made[method.label] = _answer(method, sample, alpha)
             except (ValueError, RuntimeError) as e: failed[method.label] = f"{type(e).__name__}: {e}"
@@ -343,7 +343,7 @@ def _level_scores(samples, indices, wanted, judges, device):
             seen = dict(flow_source=judges[name](sample["reference"], sample["frame"]), flow_magnified=judges[name](sample["clean"], sample["magnified"]))
             for label, (prediction, seconds) in made.items():
                 if (label, name) not in scores: continue
-                found = measure(judges[name], prediction=prediction, alpha=alpha, pictures=pictures[label], **seen, **sample)
+                found = measure(judges[name], prediction=prediction, alpha=alpha, pictures=pictures[label], **seen, **told)
                 scores[label, name].append({k: v.item() for k, v in found.items()} | dict(seconds=seconds))
     return scores, failed
 

@@ -140,10 +140,6 @@ TRAININGS = {
         "the default's network on films with known motion; half an hour on one core once they are rendered",
         "motion", dict(untrained=True, bounds=(3e-4, 55.)), KnownMotion, open_films,
         Recipe(steps=6000, batch=8, lr=2e-3, ema=0.99)),
-    "motion-footage": Preset(
-        "goes on where motion ended (--weights): bounded as in use, on noisier and more often encoded films; twenty minutes on two cores",
-        "motion", dict(untrained=True), KnownMotion, open_films,
-        Recipe(steps=3000, batch=8, lr=1e-3, ema=0.99)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",
         "flowmag", dict(width=8, depth=3, untrained=True), partial(_through, "clg"), partial(open_data, size=48, made=(DriftSet,), motion=(0.3, 1.5), magnified=5.),

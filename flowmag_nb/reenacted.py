@@ -67,7 +67,7 @@ class Reenacted(Dataset):
         clean, frame, magnified = (quantise(bend(still, share * motion), generator) for share in (0., 1., alpha))
         pair = quantise(photon_noise(torch.cat([clean, frame]), self.noise, generator), generator)
         reference, frame = through_h264(pair, self.crf) if self.crf else pair
-        return Sample(reference, frame, magnified[0], torch.tensor(alpha), motion[0], _inside(alpha * motion)[0], alpha, clean[0])
+        return Sample(reference, frame, magnified[0], torch.tensor(alpha), motion[0], _inside(alpha * motion)[0], alpha, clean[0], torch.zeros(still.shape[-2:]))
 
     def _picture(self, i):
         "A frame of the clip, with even sides"

@@ -66,6 +66,7 @@ class Sample(NamedTuple):
     mask: Tensor       # (h, w) bool: pixels of the reference that are visible in both other pictures
     level: float       # input motion in px, or noise factor
     clean: Tensor      # (3, h, w) in [0, 1], the reference before noise and codec: where a judge should look from
+    order: Tensor      # (h, w) which piece each pixel of the reference shows, counted from the back
 
 
 class Scene(NamedTuple):
@@ -94,7 +95,7 @@ def shoot(
     if scene.noise: pictures = torch.cat([photon_noise(pictures[:2], scene.noise, generator), pictures[2:]])
     reference, frame, magnified = quantise(pictures, generator)
     clean = quantise(clean, generator) if scene.noise else reference
-    return Sample(reference, frame, magnified, torch.tensor(float(scene.alpha)), flow, mask, float(level), clean)
+    return Sample(reference, frame, magnified, torch.tensor(float(scene.alpha)), flow, mask, float(level), clean, owners[0])
 
 # %% ../nbs/core/11b_sets.ipynb #4ad8e1c9
 class Stock:

@@ -184,9 +184,10 @@ def invert(
     displacement: Tensor,  # (b, 2, h, w) pixels: pixel p moves to p + displacement(p)
     steps: int = 8,        # fixed-point iterations at most
     tolerance: float = 5e-4, # px: they end once no pixel misses by more
+    depth: Tensor | None = None, # (b, 1, h, w): where several pixels meet, the one with the largest is seen; None: the one that moved most
 ) -> Tensor: # (b, 2, h, w) pixels: the pixel seen at x came from x + inverse(x)
-    "Invert a displacement field by damped fixed-point iteration; where several pixels meet, the one that moved most is seen."
-    landed, weight = splat(-displacement, displacement, "nearest", depth=length(displacement.detach()))
+    "Invert a displacement field by damped fixed-point iteration."
+    landed, weight = splat(-displacement, displacement, "nearest", depth=length(displacement.detach()) if depth is None else depth)
     inverse = fill_holes(landed, weight.clamp_max(1))
     damping = 1 / (1 + _stretch(displacement))
     best, least = inverse, torch.full_like(inverse[:, :1], torch.inf)

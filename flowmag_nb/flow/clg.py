@@ -236,6 +236,7 @@ class Found(NamedTuple):
     flow: Tensor                    # (b, 2, h, w) cells
     data: Tensor                    # (b, 3, h, w) its stiffness, from `votes`
     outline: Tensor | None = None   # (b, 1, CELL*h, CELL*w) in [0, 1], from estimators that look for outlines
+    front: Tensor | None = None     # (b, 1, ...) the larger the nearer, from the same
 
 
 def coarse_to_fine(
@@ -266,6 +267,7 @@ class Estimate(NamedTuple):
     flow: Tensor        # (b, 2, h, w) px
     confidence: Tensor  # (b, 1, h, w) in [0, 1]: 0 where the answer is only continued from elsewhere
     outline: Tensor | None = None # (b, 1, h, w) in [0, 1]: chance that motions meet within 2 px; None from estimators that do not say
+    front: Tensor | None = None   # (b, 1, h, w) of two that meet, the one with more is in front; None from the same
 
 
 def luma(
@@ -308,9 +310,10 @@ class CLG(FlowNet):
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         pyramids = pyramid(first, levels), pyramid(second, levels)
         warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
-        flow, data, outline = coarse_to_fine(*pyramids, self.improve, warps, start)
+        flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         evidence, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
-        return Estimate(crop(resize_flow(flow, whole)), crop(resize(evidence / (evidence + SURE), whole)), None if outline is None else crop(outline))
+        outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
+        return Estimate(crop(resize_flow(flow, whole)), crop(resize(evidence / (evidence + SURE), whole)), outline, front)
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"
