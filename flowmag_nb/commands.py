@@ -265,6 +265,7 @@ def select_pairs(
     from flowmag_nb.flow import load_flow
     from flowmag_nb.pairs import count_pairs, find_clips, keep_pairs, list_pairs, measure_pairs
     from flowmag_nb.store import pack_pairs
+    if not Path(folder).is_dir(): raise FileNotFoundError(f"folder must hold clips, found no folder at {folder}")
     scale = size / 512
     bounds = dict(mse=10., p99_9=20 * scale, p80=2 * scale, p0_01=0.1 * scale)
     table = measure_pairs(list_pairs(find_clips(layout, folder)), Path(output, "statistics"), load_flow(flow), size, mse=bounds["mse"])
