@@ -60,15 +60,7 @@ def move(
     front = None if motion.front is None else resize(motion.front, grid)
     back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, grid), steps=5, tolerance=0.01, depth=front)
     share = 1 - 1 / warp(alpha, back, padding_mode="border")
-    return warp(frame, _onto(size, share * back), "bicubic", padding_mode="border").clamp(0, 1)
-
-
-def _onto(size, flow):
-    "`flow` on a finer grid: smooth, but for where it is torn"
-    if flow.shape[-2:] == size: return flow
-    smooth, scale = resize_flow(flow, size), flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]])[:, None, None]
-    torn = F.interpolate(flow, size=size, mode="nearest") * scale
-    return torch.where((torn - smooth).abs().amax(1, keepdim=True) > 1, torn, smooth)
+    return warp(frame, resize_flow(share * back, size), "bicubic", padding_mode="border").clamp(0, 1)
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #6bb3ad2c
 REACH = 48          # px, of a neighbourhood with one gain
