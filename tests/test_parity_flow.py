@@ -69,15 +69,15 @@ def test_published_output(name, net, prefix, options, output, tolerance, tmp_pat
 
 @needs_parity
 def test_gmflows_published_output(tmp_path):
-    "Filled at random its softmaxes are so sharp that 1e-7 of the input moves the flow by 0.03 px; that, and no more, may differ."
+    "Filled at random its softmaxes are so sharp that 1e-7 of the input moves the flow by 0.03 px, on average by 0.001; that, and no more, may differ on another processor."
     torch.save({"model": published("gmflow")}, tmp_path/"published.pth")
     fixture, net = np.load(PARITY/"gmflow.npz"), load_flow("gmflow", weights=tmp_path/"published.pth")
     first, second = frames_of(fixture)
     torch.manual_seed(0)
     with torch.inference_mode():
-        flow, nudged = net(first, second), net(first * (1 + 1e-7*torch.randn_like(first)), second)
-    miss = (flow - torch.from_numpy(fixture["flow"])).abs()
-    assert miss.mean() <= 1e-3 and miss.max() <= 2 * (flow - nudged).abs().max() <= 0.2
+        flow, nudged = net(first, second), [net(first * (1 + 1e-7*torch.randn_like(first)), second) for _ in range(3)]
+    miss, moved = (flow - torch.from_numpy(fixture["flow"])).abs(), (flow - torch.stack(nudged)).abs()
+    assert miss.mean() <= 2 * moved.mean() <= 0.006 and miss.max() <= 2 * moved.max() <= 0.2
 
 
 @needs_parity
