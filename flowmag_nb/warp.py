@@ -206,9 +206,11 @@ SURFACE = 0.02 # of depth: what differs by less belongs to one surface
 
 def _shown(depth, displacement):
     "1, but 0 for pixels that would show through the gaps of a surface drawn out in front of them, (b, 1, h, w)"
-    nearest, landed = splat(depth, displacement, "nearest", depth=depth)
-    nearest = F.max_pool2d(torch.where(landed > 0, nearest, -torch.inf), 3, 1, 1)
-    return (depth > warp(nearest, displacement, "nearest", "border") - SURFACE).to(depth.dtype)
+    index, share = (part[:, 0] for part in _targets(displacement, "nearest"))
+    depths = torch.where(share > 0, depth.flatten(1), -torch.inf)
+    nearest = torch.full_like(depths, -torch.inf).scatter_reduce(1, index, depths, "amax").view_as(depth)
+    ahead = F.max_pool2d(nearest, 3, 1, 1).flatten(1).gather(1, index)
+    return (depths > ahead - SURFACE).to(depth.dtype).view_as(depth)
 
 
 def _stretch(displacement):
