@@ -323,7 +323,7 @@ def _carried(frame, flow, alpha, order):
 def _answer(method, sample, alpha):
     "What a method makes of a sample, and the seconds it took"
     if method.label == TRUTH: return sample["magnified"], np.nan
-    if method.label == CARRIED: return _carried(*(sample[name] for name in ("frame", "flow")), alpha, sample["order"]), np.nan
+    if method.label == CARRIED: return _carried(sample["frame"], sample["flow"], alpha, sample["order"]), np.nan
     start = perf_counter()
     return method.module(sample["reference"], sample["frame"], alpha), perf_counter() - start
 

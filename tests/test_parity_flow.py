@@ -69,7 +69,10 @@ def test_published_output(name, net, prefix, options, output, tolerance, tmp_pat
 
 @needs_parity
 def test_gmflows_published_output(tmp_path):
-    "Filled at random its softmaxes are so sharp that 1e-7 of the input moves the flow by 0.03 px, on average by 0.001; that, and no more, may differ on another processor."
+    """Filled at random its softmaxes are so sharp that 1e-7 of the input moves the flow by 0.03 px, on average by 0.001; that, and no more, may differ.
+
+    The file is no closer to the truth: in double precision the mean difference from it is 0.0014 px.
+    """
     torch.save({"model": published("gmflow")}, tmp_path/"published.pth")
     fixture, net = np.load(PARITY/"gmflow.npz"), load_flow("gmflow", weights=tmp_path/"published.pth")
     first, second = frames_of(fixture)
