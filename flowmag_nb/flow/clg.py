@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'BLEND', 'CELL', 'EDGE', 'TEAR', 'BEND', 'WEAK', 'SURE',
-           'LUMA', 'slopes', 'gather', 'Membrane', 'coarser', 'hierarchy', 'v_cycle', 'solve', 'trust', 'resample',
-           'Overlap', 'overlap', 'votes', 'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma', 'CLG']
+           'LUMA', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy', 'v_cycle', 'solve', 'trust',
+           'resample', 'Overlap', 'overlap', 'votes', 'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma',
+           'CLG']
 
 # %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
@@ -33,6 +34,15 @@ def gather(
 ) -> Tensor: # (b, c, h, w)
     "What all ties of a cell add up to: the transpose of `slopes`."
     return across - _from_left(across) + along - _from_above(along)
+
+
+def even_ties(
+    like: Tensor,         # (b, 1, h, w), gives size, device and dtype
+    strength: float = 1.,
+) -> tuple[Tensor, Tensor]: # right, down: what `Membrane` takes
+    "Ties of one strength between all neighbours."
+    even = torch.full_like(like, strength)
+    return F.pad(even[..., 1:], (0, 1)), F.pad(even[..., 1:, :], (0, 0, 0, 1))
 
 
 def _from_left(x): return F.pad(x[..., :-1], (1, 0))

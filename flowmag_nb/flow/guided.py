@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import load_state
-from .clg import CELL, CLG, Found, Membrane, Overlap, gather, hierarchy, overlap, settle, solve, ties, trust, votes
+from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, gather, hierarchy, overlap, settle, solve, ties, trust, votes
 from ..paths import embedded
 from ..warp import blur, resize
 
@@ -121,7 +121,7 @@ def in_front(
         count = up.shape[dim] - 1
         steps.append(F.pad((up.narrow(dim, 0, count) + up.narrow(dim, 1, count)) / 2, (0, 1) if dim == 3 else (0, 0, 0, 1)))
     one = torch.ones_like(up)
-    flat = Membrane(torch.cat([one, 0 * one, one], 1) * 1e-3, F.pad(one[..., 1:], (0, 1)), F.pad(one[..., 1:, :], (0, 0, 0, 1)))
+    flat = Membrane(torch.cat([one, 0 * one, one], 1) * 1e-3, *even_ties(one))
     height = F.pad(gather(*steps), (0, 0, 0, 0, 0, 1))  # the solver takes two heights at a time
     return solve(hierarchy(flat), height, torch.zeros_like(height), steps=1)[:, :1]
 

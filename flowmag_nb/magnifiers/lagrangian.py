@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..flow import check_frames, load_flow
-from ..flow.clg import CELL, NOISE, Estimate, Membrane, gather, hierarchy, luma, resample, slopes, solve
+from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, resample, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha
 from ..temporal import GRAIN, steady
 from ..warp import blur, gradients, invert, length, resize, resize_flow, warp
@@ -28,8 +28,7 @@ def unfold(
 ) -> Tensor: # (b, 2, h, w) px
     "The nearest displacement field that neither folds nor tears the picture (ADMM)."
     springs = torch.cat([weight, torch.zeros_like(weight), weight], 1)
-    right, down = F.pad(torch.full_like(weight, TIE)[..., 1:], (0, 1)), F.pad(torch.full_like(weight, TIE)[..., 1:, :], (0, 0, 0, 1))
-    levels = hierarchy(Membrane(springs, right, down))
+    levels = hierarchy(Membrane(springs, *even_ties(weight, TIE)))
     bent, owed = displacement, (0., 0.)
     for _ in range(rounds):
         wanted = [s + o for s, o in zip(slopes(bent), owed)]
