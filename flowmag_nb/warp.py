@@ -33,8 +33,9 @@ def warp(
 ) -> Tensor: # (b, c, h', w')
     "Sample `image` at each pixel's position plus its `flow` (FlowMag, Section 3; dangeng/flowmag)."
     _check_flow(image, flow)
-    size = torch.tensor([max(n - 1, 1) for n in (image.shape[-1], image.shape[-2])], device=flow.device, dtype=flow.dtype)
-    grid = (pixel_grid(flow) + flow).movedim(1, -1) * (2 / size) - 1
+    across, along = (torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (flow.shape[-1], flow.shape[-2]))
+    h, w = (max(n - 1, 1) / 2 for n in image.shape[-2:])
+    grid = torch.stack([torch.add(across / w - 1, flow[:, 0], alpha=1 / w), torch.add(along[:, None] / h - 1, flow[:, 1], alpha=1 / h)], 1).movedim(1, -1)
     if torch.is_grad_enabled(): grid = grid.clamp(-1e6, 1e6).nan_to_num()
     return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
 
@@ -61,8 +62,8 @@ def resize_flow(
 ) -> Tensor: # (b, 2, *size), in pixels of the new size
     "Resample a flow and express it in the new pixels."
     if tuple(flow.shape[-2:]) == tuple(size): return flow
-    scale = flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]])
-    return resize(flow, size) * scale[:, None, None]
+    scale = flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]])[:, None, None]
+    return resize(flow * scale, size) if size[0] > flow.shape[-2] else resize(flow, size) * scale
 
 
 def pyramid(
@@ -87,7 +88,7 @@ def gradients(
 def _slope(padded, dim):
     n = padded.shape[dim] - 4
     far_left, left, right, far_right = (padded.narrow(dim, i, n) for i in (0, 1, 3, 4))
-    return ((right - left) * 8 - (far_right - far_left)) / 12
+    return (right - left).mul_(2 / 3).sub_(far_right - far_left, alpha=1 / 12)
 
 
 def blur(
@@ -108,7 +109,7 @@ def _smooth(padded, weights, dim):
     last, n = 2 * (len(weights) - 1), padded.shape[dim] - 2 * (len(weights) - 1)
     out = padded.narrow(dim, last // 2, n) * weights[-1]
     for i, weight in enumerate(weights[:-1]):
-        out = torch.add(out, padded.narrow(dim, i, n) + padded.narrow(dim, last - i, n), alpha=weight)
+        out.add_(padded.narrow(dim, i, n) + padded.narrow(dim, last - i, n), alpha=weight)
     return out
 
 # %% ../nbs/core/03_warp.ipynb #b768b0ff

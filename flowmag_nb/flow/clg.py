@@ -204,7 +204,7 @@ def votes(
 ) -> tuple[Tensor, Tensor]: # stiffness (b, 3, ...) and force (b, 2, ...) per cell, for motion measured in cells
     "Gather each cell's evidence."
     gx, gy, change, motion = seen
-    target = gx * motion[:, :1] + gy * motion[:, 1:] - change
+    target = (gx * motion[:, :1]).addcmul_(gy, motion[:, 1:]).sub_(change)
     tx, ty = weight * gx, weight * gy
     gathered = blur(torch.cat([F.avg_pool2d(part, CELL) for part in (tx * gx, tx * gy, ty * gy, tx * target, ty * target)], 1), 0.5)
     return gathered[:, :3] * CELL**2, gathered[:, 3:] * CELL
@@ -257,14 +257,15 @@ def coarse_to_fine(
     start: Tensor | None,    # (b, 2, h, w) px of the finest level: the motion of the frame before
 ) -> Found: # on the finest level
     "From the smallest picture to the largest, each level adding what it sees."
-    flow = correction = None
-    for level in reversed(range(len(firsts))):
-        first, second = firsts[level], seconds[level]
+    correction, bases = None, []
+    for first in firsts:
         grid = [n // CELL for n in first.shape[-2:]]
-        base = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
-        flow = base if correction is None else base + resize_flow(correction, grid)
+        start = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
+        bases.append(start)
+    for level, base in reversed(list(enumerate(bases))):
+        flow = base if correction is None else base + resize_flow(correction, base.shape[-2:])
         for _ in range(warps):
-            found = improve(first, second, flow, level)
+            found = improve(firsts[level], seconds[level], flow, level)
             flow = found.flow
         correction = flow - base
     return found
@@ -284,7 +285,7 @@ def luma(
     frame: Tensor, # (b, 3, h, w) in [0, 1]
 ) -> Tensor: # (b, 1, h, w) in [0, 1]
     "What motion is read from, as `resample` wants it: brightness, freed of its very finest detail."
-    return blur((frame * frame.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True), SOFTEN)
+    return blur(torch.einsum("bchw,c->bhw", frame, frame.new_tensor(LUMA))[:, None], SOFTEN)
 
 # %% ../../nbs/core/04_flow/clg.ipynb #a51aebe8
 class CLG(FlowNet):

@@ -87,7 +87,7 @@ class Guide(nn.Module):
 
 def _within(x, low, high):
     "`x` bent into the interval from `low` < 0 to `high` > 0; 0 stays 0, with slope 1"
-    return x / (1 + x.abs() / torch.where(x > 0, high, -low))  # unlike tanh, its slope never quite dies
+    return x / (1 + torch.maximum(x / high, x / low))  # unlike tanh, its slope never quite dies
 
 # %% ../../nbs/core/04a_guided.ipynb #5afb5ec3
 SILENCE = 2 # power of the chance that a pixel is on no outline, by which its vote is weakened

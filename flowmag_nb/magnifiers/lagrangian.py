@@ -24,9 +24,10 @@ def unfold(
     displacement: Tensor,  # (b, 2, h, w) px: pixel p is to move to p + displacement(p)
     weight: Tensor,        # (b, 1, h, w) > 0, about 1: how firmly each pixel holds on to it
     limit: float | Tensor = 0.7, # px per px, steepest slope, or a map (b, 1, h, w) of it; from 1 on neighbours could swap places
-    rounds: int = 4,       # of membrane and clipping
+    rounds: int = 6,       # of membrane and clipping
 ) -> Tensor: # (b, 2, h, w) px
     "The nearest displacement field that neither folds nor tears the picture (ADMM)."
+    if all((length(s) <= limit).all() for s in slopes(displacement)): return displacement
     springs = torch.cat([weight, torch.zeros_like(weight), weight], 1)
     levels = hierarchy(Membrane(springs, *even_ties(weight, TIE)))
     bent, owed = displacement, (0., 0.)
@@ -34,7 +35,7 @@ def unfold(
         wanted = [s + o for s, o in zip(slopes(bent), owed)]
         allowed = [w * (limit / length(w)).clamp_max(1) for w in wanted]
         owed = [w - a for w, a in zip(wanted, allowed)]
-        bent = solve(levels, weight * displacement + TIE * gather(*(a - o for a, o in zip(allowed, owed))), bent)
+        bent = solve(levels, weight * displacement + TIE * gather(*(a - o for a, o in zip(allowed, owed))), bent, steps=1)
     return bent
 
 
