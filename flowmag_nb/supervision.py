@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .flow.guided import meeting
 from .loss import Losses, MagnificationLoss
 from .warp import length
 
@@ -43,12 +44,8 @@ def outlines(
     flow: Tensor,  # (b, 2, h, w) px, the true motion
     alpha: Tensor, # (b,)
 ) -> Tensor: # (b, 1, h, w) 1 within 2 px of where motions meet, else 0
-    "Where motions meet."
-    meet = torch.zeros_like(flow[:, :1])
-    for dim in (2, 3):
-        jump = (alpha.view(-1, 1, 1, 1) * length(flow.diff(dim=dim)) > JUMP).to(flow.dtype)
-        for start in (0, 1): meet.narrow(dim, start, jump.shape[dim]).add_(jump)
-    return F.max_pool2d(meet.clamp(max=1), 3, 1, 1)
+    "Where motions, magnified, meet."
+    return meeting(alpha.view(-1, 1, 1, 1) * flow, JUMP)
 
 # %% ../nbs/core/11d_supervision.ipynb #9b50944c
 class MotionGap(NamedTuple):

@@ -105,6 +105,7 @@ register_flow, flow_names, load_flow = FLOW_NETS.register, FLOW_NETS.names, FLOW
 
 register_flow("clg", "flowmag_nb.flow.clg:CLG", "weight-free combined local-global solver, sub-pixel, differentiable")
 register_flow("guided", "flowmag_nb.flow.guided:Guided", "clg guided by a small network: whom to believe, where motions meet")
+register_flow("layered", "flowmag_nb.flow.layered:Layered", "guided, then a few rigid parts, each shifted as a whole")
 register_flow("raft-small", "flowmag_nb.flow.raft:raft_small", "RAFT with 1 M weights, the package's usual judge")
 register_flow("raft-large", "flowmag_nb.flow.raft:raft_large", "RAFT as FlowMag trains through and measures with")
 register_flow("arflow", "flowmag_nb.flow.pwclite:arflow", "PWC-Lite trained without labels, FlowMag's other flow network")

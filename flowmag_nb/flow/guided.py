@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'SILENCE', 'LET_GO', 'ASIDE', 'CLEAR', 'size_of', 'clues', 'LookAround', 'Guide',
-           'part', 'in_front', 'Guided']
+           'part', 'meeting', 'in_front', 'Look', 'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from . import load_state
 from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, gather, hierarchy, overlap, settle, solve, ties, trust, votes
 from ..paths import embedded
-from ..warp import blur, resize
+from ..warp import blur, length, resize
 
 # %% ../../nbs/core/04a_guided.ipynb #14fe8309
 SMALLEST = 0.002  # cells: motions below this are not told apart by size
@@ -103,6 +104,18 @@ def part(
     return tied[0] * F.pad(right, (0, 1)), tied[1] * F.pad(down, (0, 0, 0, 1))
 
 # %% ../../nbs/core/04a_guided.ipynb #634466fb
+def meeting(
+    flow: Tensor, # (b, 2, h, w) px
+    jump: float,  # px from one pixel to the next: more is an outline
+) -> Tensor: # (b, 1, h, w) 1 within 2 px of where motions meet, else 0
+    "Where motions meet."
+    meet = torch.zeros_like(flow[:, :1])
+    for dim in (2, 3):
+        apart = (length(flow.diff(dim=dim)) > jump + 1e-5).to(flow.dtype)
+        for start in (0, 1): meet.narrow(dim, start, apart.shape[dim]).add_(apart)
+    return F.max_pool2d(meet.clamp(max=1), 3, 1, 1)
+
+
 ASIDE = 2 # cells, from an outline to where motion is that of one side
 CLEAR = 0.03 # of a vote's misfit: with more of it between two motions, an outline has decided
 
@@ -133,6 +146,16 @@ def _misfit(data, force, flow):
     return xx * x * x + 2 * xy * x * y + yy * y * y - 2 * (force * flow).sum(1, keepdim=True)
 
 # %% ../../nbs/core/04a_guided.ipynb #ebfc2b11
+class Look(NamedTuple):
+    "What two pictures show, and what the network says of them."
+    seen: Overlap
+    weight: Tensor   # (b, 1, h, w) of each pixel: the usual trust, times the network's factor
+    outline: Tensor  # (b, 1, h, w) chance of an outline, in [0, 1]
+    data: Tensor     # stiffness by `votes` with the usual trust
+    force: Tensor    # its force
+    tied: tuple[Tensor, Tensor]  # from `ties`
+
+
 class Guided(CLG):
     "Combined local-global flow whose trust a small network sets, and whose ties it lets go at outlines."
     def __init__(
@@ -149,16 +172,25 @@ class Guided(CLG):
         if weights is None and not untrained: weights = embedded("motion")
         if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do
 
-    def improve(self, first, second, flow, level):
-        "As `CLG`; the finest level asks the network"
-        if level: return super().improve(first, second, flow, level)
-        if self.training: flow = flow.detach()
+    def look(self,
+        first: Tensor,   # (b, 1, h, w) from `luma`, sides multiples of CELL
+        second: Tensor,  # (b, 1, h, w)
+        flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
+    ) -> Look:
+        "Lay two pictures over each other, and ask the network about them."
         seen = overlap(first, second, flow)
         usual = trust(seen.slope2, seen.change)
         data, force = votes(seen, usual)
         tied = ties(flow, resize(first, flow.shape[-2:]), self.smoothness)
         factor, outline = self.guide(clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9)))
-        shown = outline.detach()
-        sure, pull = votes(seen, usual * factor * (1 - shown) ** SILENCE)
-        flow = settle(sure, pull, part(tied, shown), flow, steps=3)
-        return Found(flow, sure, outline, None if self.training else in_front(flow, data, force, shown))
+        return Look(seen, usual * factor, outline, data, force, tied)
+
+    def improve(self, first, second, flow, level):
+        "As `CLG`; the finest level asks the network"
+        if level: return super().improve(first, second, flow, level)
+        if self.training: flow = flow.detach()
+        look = self.look(first, second, flow)
+        shown = look.outline.detach()
+        sure, pull = votes(look.seen, look.weight * (1 - shown) ** SILENCE)
+        flow = settle(sure, pull, part(look.tied, shown), flow, steps=3)
+        return Found(flow, sure, look.outline, None if self.training else in_front(flow, look.data, look.force, shown))

@@ -72,6 +72,7 @@ MAGNIFIERS = Registry("Magnifier")
 register_magnifier, magnifier_names, load_magnifier = MAGNIFIERS.register, MAGNIFIERS.names, MAGNIFIERS.load
 
 register_magnifier("motion", "flowmag_nb.magnifiers.motion:MotionMagnifier", "the default: lagrangian, its estimator guided by a small trained network")
+register_magnifier("layered", "flowmag_nb.magnifiers.motion:LayeredMagnifier", "motion for scenes of a few rigid parts, each of which moves as a whole; slow")
 register_magnifier("lagrangian", "flowmag_nb.magnifiers.lagrangian:Lagrangian", "weight-free: estimate motion, scale it, move the pixels")
 register_magnifier("flowmag", "flowmag_nb.magnifiers.unet:flowmag", "the paper's U-Net: paints the magnified frame; a small one travels along, published weights fit")
 register_magnifier("refined", "flowmag_nb.magnifiers.refined:Refined", "lagrangian, repainted by a U-Net trained through a flow network; no weights published yet")
