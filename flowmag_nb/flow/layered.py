@@ -161,7 +161,7 @@ class Layered(FlowNet):
     def __init__(
         self,
         weights: str | Path | None = None, # of `Guided`, which makes the first guess
-        rounds: int = 3,                   # of finding parts and measuring them
+        rounds: int = 5,                   # of finding parts and measuring them
         **options,                         # of `Guided`
     ):
         super().__init__()
