@@ -59,7 +59,7 @@ def outputs(
     return {label: Video(path) for label, path in zip(made.method, made.output)}
 
 # %% ../nbs/core/15a_report.ipynb #125488f2
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2a300", "#7f3c8d", "#8c564b")  # after Okabe and Ito: told apart by all eyes
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b2a300", "#7f3c8d", "#8c564b", "#666666")  # after Okabe and Ito: told apart by all eyes
 _REFERENCES = {"ground truth": dict(color="black", ls=":"), "true motion": dict(color="black", ls="--")}
 
 
