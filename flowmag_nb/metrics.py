@@ -114,7 +114,7 @@ def photometric_gain(
     largest: float = 2.5,        # gains are sought from 0 to this
 ) -> Tensor: # (b,), 1 where `flow` is right, 1/k where it is k times the truth
     "The multiple of `flow` at which `frame`, sampled there, matches `reference` best (least squares; no flow network)."
-    first, second, step = luma(reference), luma(frame), largest / 25
+    first, second, step = resample(luma(reference)), luma(frame), largest / 25
     gain = torch.zeros_like(first[:, 0, 0, 0])
     for tried in (torch.arange(26) * step, torch.linspace(-step, step, 9)):
         gains = gain + tried.to(gain)[:, None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import load_state
 from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, gather, hierarchy, overlap, settle, solve, ties, trust, votes
 from ..paths import embedded
-from ..warp import blur, length, resize
+from ..warp import blur, length, resize, resize_flow
 
 # %% ../../nbs/core/04a_guided.ipynb #14fe8309
 SMALLEST = 0.002  # cells: motions below this are not told apart by size
@@ -178,7 +178,7 @@ class Guided(CLG):
         flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
     ) -> Look:
         "Lay two pictures over each other, and ask the network about them."
-        seen = overlap(first, second, flow)
+        seen = overlap(first, second, resize_flow(flow, first.shape[-2:]))
         usual = trust(seen.slope2, seen.change)
         data, force = votes(seen, usual)
         tied = ties(flow, resize(first, flow.shape[-2:]), self.smoothness)

@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'LEAST', 'MOST', 'SAME', 'TOGETHER', 'RIM', 'CERTAIN', 'EVIDENCE', 'OUTLIER', 'LOYAL', 'shared_motions',
-           'Shifted', 'shifted', 'usual_change', 'guided_filter', 'belongs', 'measured', 'in_order', 'Layered']
+           'tried', 'usual_change', 'guided_filter', 'belongs', 'measured', 'in_order', 'Layered']
 
 # %% ../../nbs/core/04b_layered.ipynb #6675bb08
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import FlowNet
-from .clg import CELL, Estimate, luma, resample
+from .clg import CELL, Estimate, Estimator, Overlap, luma, overlap
 from .guided import SQUARE, Guided, meeting
-from ..warp import blur, gradients, pad_to_multiple, resize_flow
+from ..warp import blur, pad_to_multiple, resize_flow
 
 # %% ../../nbs/core/04b_layered.ipynb #ed7176ce
 WIDTH = 0.15  # of the motion's size: how far the cells of one part lie from each other
@@ -45,22 +43,13 @@ def shared_motions(
     return torch.stack(found)
 
 # %% ../../nbs/core/04b_layered.ipynb #a4d62408
-class Shifted(NamedTuple):
-    "Two pictures, laid over each other in k ways."
-    change: Tensor  # (k, 1, h, w) brightness change that each shift leaves unexplained
-    gx: Tensor      # (k, 1, h, w) brightness slope to the right, 1/px
-    gy: Tensor      # (k, 1, h, w) and downwards
-
-
-def shifted(
+def tried(
     first: Tensor,   # (1, 1, h, w) from `luma`
     second: Tensor,  # (1, 1, h, w)
     motions: Tensor, # (k, 2) px
-) -> Shifted:
-    "Try every motion on the whole picture."
-    count, size = len(motions), first.shape[-2:]
-    found = resample(second.expand(count, -1, -1, -1), motions[:, :, None, None].expand(-1, -1, *size))
-    return Shifted(found - first, *gradients((first + found) / 2))
+) -> Overlap: # (k, ...)
+    "Every motion, on the whole picture."
+    return overlap(first, second.expand(len(motions), -1, -1, -1), motions[:, :, None, None].expand(-1, -1, *first.shape[-2:]))
 
 
 def usual_change(
@@ -114,15 +103,15 @@ RIM = 2 # px
 def measured(
     motions: Tensor, # (k, 2) px
     which: Tensor,   # (1, 1, h, w) whole numbers below k, from `belongs`
-    tried: Shifted,  # under these motions
+    seen: Overlap,   # under these motions
     weight: Tensor,  # (1, 1, h, w) of each pixel
     bound: Tensor,   # largest weighted squared change that counts
 ) -> Tensor: # (k', 2) px, without those that hardly any pixel belongs to
     "Each part's motion from its own pixels."
     inside = (which == torch.arange(len(motions), device=which.device)[:, None, None]).to(weight.dtype).movedim(1, 0)
     inner = 1 - F.max_pool2d(1 - inside, 2 * RIM + 1, 1, RIM)
-    votes = inner * weight * (weight * tried.change.square() < bound)
-    xx, xy, yy, x, y = ((votes * a * b).sum((1, 2, 3)) for a, b in ((tried.gx, tried.gx), (tried.gx, tried.gy), (tried.gy, tried.gy), (tried.gx, tried.change), (tried.gy, tried.change)))
+    votes = inner * weight * (weight * seen.change.square() < bound)
+    xx, xy, yy, x, y = ((votes * a * b).sum((1, 2, 3)) for a, b in ((seen.gx, seen.gx), (seen.gx, seen.gy), (seen.gy, seen.gy), (seen.gx, seen.change), (seen.gy, seen.change)))
     stiff = torch.stack([xx, xy, xy, yy], 1).view(-1, 2, 2)
     stiff = stiff + (1e-3 * stiff.diagonal(dim1=1, dim2=2).mean(1) + 1e-9)[:, None, None] * torch.eye(2).to(stiff)
     better = motions - torch.linalg.solve(stiff, torch.stack([x, y], 1))
@@ -154,7 +143,7 @@ EVIDENCE = 3.   # overall weight of what shifts leave unexplained
 OUTLIER = 4.    # nats: no pixel objects more loudly
 LOYAL = 0.3     # weight of the first guess
 
-class Layered(FlowNet):
+class Layered(Estimator):
     "Motion of a scene that is made of a few rigid parts, each shifted as a whole."
     differentiable = False
 
@@ -167,13 +156,6 @@ class Layered(FlowNet):
         super().__init__()
         if rounds < 1: raise ValueError(f"rounds must be at least 1, got {rounds}")
         self.guided, self.rounds = Guided(weights, **options), rounds
-
-    def forward(self,
-        first: Tensor,   # (b, 3, h, w) in [0, 1]
-        second: Tensor,  # (b, 3, h, w) in [0, 1]
-    ) -> Tensor: # (b, 2, h, w) px
-        "Motion from `first` to `second`."
-        return self.estimate(first, second).flow
 
     @torch.no_grad()
     def estimate(self,
@@ -196,11 +178,11 @@ class Layered(FlowNet):
         motions = shared_motions(F.avg_pool2d(guess, CELL), F.avg_pool2d(confidence, CELL) + 0.02, WIDTH * size)
         loyal, change = LOYAL * (1 - F.max_pool2d(look.outline, 5, 1, 2)) ** 2, look.seen.change
         for last in range(self.rounds)[::-1]:
-            tried, (power, together) = shifted(first, second, motions), usual_change(change, look.weight)
-            cost = blur((EVIDENCE * look.weight / (2 * power * together) * tried.change.square()).clamp(max=OUTLIER), 1.)
+            seen, (power, together) = tried(first, second, motions), usual_change(change, look.weight)
+            cost = blur((EVIDENCE * look.weight / (2 * power * together) * seen.change.square()).clamp(max=OUTLIER), 1.)
             stray = (20 * (guess - motions[:, :, None, None]).square().sum(1, keepdim=True) / size**2).clamp(max=4)
             which = belongs((cost + loyal * stray).movedim(0, 1), first)
-            change = tried.change.movedim(0, 1).gather(1, which)
-            if last: motions = measured(motions, which, tried, look.weight, 9 * power)
+            change = seen.change.movedim(0, 1).gather(1, which)
+            if last: motions = measured(motions, which, seen, look.weight, 9 * power)
         flow = motions.T[None, :, which[0, 0]]
-        return flow, meeting(flow, 0.), in_order(which, tried.change)
+        return flow, meeting(flow, 0.), in_order(which, seen.change)

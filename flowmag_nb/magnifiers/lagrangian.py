@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..flow import check_frames, load_flow
-from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, resample, slopes, solve
+from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha
 from ..temporal import GRAIN, steady
-from ..warp import blur, gradients, invert, length, resize, resize_flow, warp
+from ..warp import blur, invert, length, resize, resize_flow, warp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
 def unfold(
@@ -76,10 +76,10 @@ def line_search(
     "`flow`, made so long in each neighbourhood, then as a whole, that `frame` matches `reference` best."
     first, second, gain = luma(reference), luma(frame), torch.ones_like(where)
     for mean in (_nearby, _nearby, _everywhere):
-        found = resample(second, gain * flow)
-        told = sum(slope * part for slope, part in zip(gradients((first + found) / 2), flow.split(1, 1)))
-        seen, power = (mean(where * told * x) for x in (first - found, told))
-        gain = (gain + resize(seen / (power + UNTOLD**2), gain.shape[-2:])).clamp(1 / UTMOST, UTMOST)
+        seen = overlap(first, second, gain * flow)
+        told = seen.gx * flow[:, :1] + seen.gy * flow[:, 1:]
+        found, power = (mean(where * told * x) for x in (-seen.change, told))
+        gain = (gain + resize(found / (power + UNTOLD**2), gain.shape[-2:])).clamp(1 / UTMOST, UTMOST)
     return gain * flow
 
 

@@ -11,17 +11,15 @@ from .lagrangian import Lagrangian
 # %% ../../nbs/core/06a_motion.ipynb #142c3632
 class MotionMagnifier(Lagrangian):
     "Guided motion, scaled, and the pixels moved there."
+    estimator = "guided"
+
     def __init__(
         self,
         weights: str | None = None,  # file, see `flow.guided.Guided`
-        **options,                   # of the same, and of `Lagrangian`
-    ): super().__init__(weights, flow="guided", **options)
+        **options,                   # of the estimator, and of `Lagrangian`
+    ): super().__init__(weights, flow=self.estimator, **options)
 
 
-class LayeredMagnifier(Lagrangian):
+class LayeredMagnifier(MotionMagnifier):
     "The same for scenes of rigid parts, each of which moves as a whole."
-    def __init__(
-        self,
-        weights: str | None = None,  # file, see `flow.guided.Guided`
-        **options,                   # of `flow.layered.Layered`, and of `Lagrangian`
-    ): super().__init__(weights, flow="layered", **options)
+    estimator = "layered"
