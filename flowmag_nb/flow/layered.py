@@ -139,7 +139,7 @@ def in_order(
     return torch.linalg.solve(balance, (contact * steps).sum(1))[which]
 
 # %% ../../nbs/core/04b_layered.ipynb #55353197
-EVIDENCE = 3.   # overall weight of what shifts leave unexplained
+EVIDENCE = 5.   # overall weight of what shifts leave unexplained
 OUTLIER = 4.    # nats: no pixel objects more loudly
 LOYAL = 0.3     # weight of the first guess
 
