@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'STRIP', 'CELL', 'EDGE', 'TEAR', 'BEND', 'WEAK', 'SURE',
            'LUMA', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy', 'v_cycle', 'solve', 'trust',
-           'resample', 'Overlap', 'overlap', 'votes', 'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma',
-           'Estimator', 'CLG']
+           'resample', 'Overlap', 'overlap', 'votes', 'tally', 'evidence', 'ties', 'settle', 'Found', 'coarse_to_fine',
+           'Estimate', 'luma', 'Estimator', 'CLG']
 
 # %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
@@ -214,11 +214,28 @@ def votes(
     weight: Tensor,  # (b, 1, h, w) of each pixel, see `trust`
 ) -> tuple[Tensor, Tensor]: # stiffness (b, 3, ...) and force (b, 2, ...) per cell, for motion measured in cells
     "Gather each cell's evidence."
+    return tally(evidence(seen, weight, CELL))
+
+
+def tally(
+    said: Tensor, # (b, 5 or more, ...) from `evidence`, one value a cell
+) -> tuple[Tensor, Tensor]: # stiffness (b, 3, ...) and force (b, 2, ...) per cell, for motion measured in cells
+    "Votes, from what cells say."
+    gathered = blur(said[:, :5], 0.5)
+    return gathered[:, :3] * CELL**2, gathered[:, 3:] * CELL
+
+
+def evidence(
+    seen: Overlap,  # at full resolution
+    weight: Tensor, # (b, 1, h, w) of each pixel
+    side: int,      # px
+) -> Tensor: # (b, 6, h/side, w/side) stiffness (3) and force (2) for motion measured in px, and what is unexplained if nothing moves
+    "What squares of `side` pixels say about their motion, on average."
     gx, gy, change, motion = seen
     target = (gx * motion[:, :1]).addcmul_(gy, motion[:, 1:]).sub_(change)
     tx, ty = weight * gx, weight * gy
-    gathered = blur(torch.cat([F.avg_pool2d(part, CELL) for part in (tx * gx, tx * gy, ty * gy, tx * target, ty * target)], 1), 0.5)
-    return gathered[:, :3] * CELL**2, gathered[:, 3:] * CELL
+    parts = tx * gx, tx * gy, ty * gy, tx * target, ty * target, weight * target * target
+    return torch.cat([F.avg_pool2d(part, side) for part in parts], 1)
 
 # %% ../../nbs/core/04_flow/clg.ipynb #8e1f8467
 EDGE = 6 / 255    # brightness per cell: a picture edge
@@ -254,7 +271,7 @@ def settle(
 
 class Found(NamedTuple):
     "What one linearisation finds."
-    flow: Tensor                    # (b, 2, h, w) cells
+    flow: Tensor                    # (b, 2, h, w) cells; of the finest level also on a finer grid, in its pixels
     data: Tensor                    # (b, 3, h, w) its stiffness, from `votes`
     outline: Tensor | None = None   # (b, 1, CELL*h, CELL*w) in [0, 1], from estimators that look for outlines
     front: Tensor | None = None     # (b, 1, ...) the larger the nearer, from the same
@@ -278,7 +295,7 @@ def coarse_to_fine(
         for _ in range(warps):
             found = improve(firsts[level], seconds[level], flow, level)
             flow = found.flow
-        correction = flow - base
+        if level: correction = flow - base
     return found
 
 # %% ../../nbs/core/04_flow/clg.ipynb #cc7beb15
