@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'SILENCE', 'LET_GO', 'ASIDE', 'CLEAR', 'FINE', 'AROUND', 'FITS', 'LOUDEST', 'LEAN',
-           'SUSPICION', 'JUMP', 'size_of', 'clues', 'LookAround', 'Guide', 'unspoilt', 'part', 'parting', 'meeting',
+           'SUSPICION', 'PARTS', 'size_of', 'clues', 'LookAround', 'Guide', 'unspoilt', 'part', 'parting', 'meeting',
            'in_front', 'sided', 'Look', 'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
@@ -137,7 +137,7 @@ def meeting(
     "Where motions meet."
     return F.max_pool2d(parting(flow, jump), 3, 1, 1)
 
-
+# %% ../../nbs/core/04a_guided.ipynb #7a6f7730
 ASIDE = 2 # cells, from an outline to where motion is that of one side
 CLEAR = 0.03 # of a vote's misfit: with more of it between two motions, an outline has decided
 
@@ -189,9 +189,6 @@ def sided(
     return torch.lerp(flow, sum(part * rival for part, rival in zip(share.split(1, 1), rivals)), suspected)
 
 # %% ../../nbs/core/04a_guided.ipynb #ebfc2b11
-SUSPICION = 2 # times the chance of an outline within 4 px: how far to go by it
-JUMP = 0.2    # of the motion's size, from one square to the next: there motions part
-
 class Look(NamedTuple):
     "What two pictures show, and what the network says of them."
     seen: Overlap
@@ -201,6 +198,9 @@ class Look(NamedTuple):
     force: Tensor    # its force
     tied: tuple[Tensor, Tensor]  # from `ties`
 
+# %% ../../nbs/core/04a_guided.ipynb #cfdc8e08
+SUSPICION = 2 # times the chance of an outline within 4 px: how far to go by it
+PARTS = 0.2   # of the motion's size, from one square to the next: there motions part
 
 class Guided(CLG):
     "Combined local-global flow whose trust a small network sets, and whose ties it lets go at outlines."
@@ -243,6 +243,6 @@ class Guided(CLG):
         suspected = resize((SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)).clamp(max=1), outline.shape[-2:])
         draw = lambda cells: sided(resize_flow(cells, outline.shape[-2:]), said, brightness, suspected)
         drawn = draw(flow)
-        met = suspected * parting(drawn, JUMP * size_of(drawn))
+        met = suspected * parting(drawn, PARTS * size_of(drawn))
         flow, sure = unspoilt(flow, said, look.tied, torch.maximum(outline, met), steps=3)
         return Found(draw(flow), sure, look.outline, in_front(flow, look.data, look.force, look.outline))
