@@ -230,7 +230,7 @@ def evidence(
     weight: Tensor, # (b, 1, h, w) of each pixel
     side: int,      # px
 ) -> Tensor: # (b, 6, h/side, w/side) stiffness (3) and force (2) for motion measured in px, and what is unexplained if nothing moves
-    "What squares of `side` pixels say about their motion, on average."
+    "What tiles of `side` pixels say about their motion, on average."
     gx, gy, change, motion = seen
     target = (gx * motion[:, :1]).addcmul_(gy, motion[:, 1:]).sub_(change)
     tx, ty = weight * gx, weight * gy
@@ -353,9 +353,9 @@ class CLG(Estimator):
         pyramids = pyramid(first, levels), pyramid(second, levels)
         warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
-        evidence, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
+        seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
-        return Estimate(crop(resize_flow(flow, whole)), crop(resize(evidence / (evidence + SURE), whole)), outline, front)
+        return Estimate(crop(resize_flow(flow, whole)), crop(resize(seen / (seen + SURE), whole)), outline, front)
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"

@@ -168,19 +168,19 @@ def _misfit(data, force, flow):
     return xx * x * x + 2 * xy * x * y + yy * y * y - 2 * (force * flow).sum(1, keepdim=True)
 
 # %% ../../nbs/core/04a_guided.ipynb #3b7d6ad1
-FINE = 2       # px, side of a square
-AROUND = 4     # squares, to the motions a square may choose from
-FITS = 1.5     # nats: what a square objects to a motion that leaves as much unexplained as is usual
-LOUDEST = 4.   # nats: no square objects more
+FINE = 2       # px, side of a tile
+AROUND = 4     # tiles, to the motions a tile may choose from
+FITS = 1.5     # nats: what a tile objects to a motion that leaves as much unexplained as is usual
+LOUDEST = 4.   # nats: no tile objects more
 LEAN = 30      # nats: how strongly it leans to what its surroundings hold
 
 def sided(
-    flow: Tensor,       # (b, 2, h, w) squares: drawn out over outlines
-    said: Tensor,       # (b, 6, h, w) from `evidence` of these squares
+    flow: Tensor,       # (b, 2, h, w) tiles: drawn out over outlines
+    said: Tensor,       # (b, 6, h, w) from `evidence` of these tiles
     brightness: Tensor, # (b, 1, h, w) of the first picture
     suspected: Tensor,  # (b, 1, h, w) in [0, 1]: how far an outline is suspected nearby
-) -> Tensor: # (b, 2, h, w) squares
-    "Each square's motion, agreed upon with its surroundings among those found around it."
+) -> Tensor: # (b, 2, h, w) tiles
+    "Each tile's motion, agreed upon with its surroundings among those found around it."
     wide, (h, w) = F.pad(flow, (AROUND,) * 4, mode="replicate"), flow.shape[-2:]
     rivals = [wide[..., y:y + h, x:x + w] for y, x in ((AROUND, AROUND), (AROUND, 0), (AROUND, 2 * AROUND), (0, AROUND), (2 * AROUND, AROUND))]
     misfit = torch.cat([_misfit(said[:, :3], said[:, 3:5], FINE * rival) + said[:, 5:] for rival in rivals], 1)
@@ -200,7 +200,7 @@ class Look(NamedTuple):
 
 # %% ../../nbs/core/04a_guided.ipynb #cfdc8e08
 SUSPICION = 2 # times the chance of an outline within 4 px: how far to go by it
-PARTS = 0.2   # of the motion's size, from one square to the next: there motions part
+PARTS = 0.2   # of the motion's size, from one tile to the next: there motions part
 
 class Guided(CLG):
     "Combined local-global flow whose trust a small network sets, and whose ties it lets go at outlines."
