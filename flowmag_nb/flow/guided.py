@@ -101,11 +101,10 @@ def unspoilt(
     said: Tensor,    # (b, 6, ...) from `evidence`, on the grid of `outline`
     tied: tuple[Tensor, Tensor], # right, down: (b, 1, h, w) from `ties`
     outline: Tensor, # (b, 1, ...) chance of an outline, in [0, 1]
-    steps: int,      # of the solver
 ) -> tuple[Tensor, Tensor]: # the motion that suits all best, cells; its stiffness, see `votes`
     "The motion that is seen, but for what outlines spoil."
     data, force = tally(F.avg_pool2d(said[:, :5] * (1 - outline) ** SILENCE, outline.shape[-1] // flow.shape[-1]))
-    return settle(data, force, part(tied, outline), flow, steps), data
+    return settle(data, force, part(tied, outline), flow, steps=4), data
 
 
 def part(
@@ -234,15 +233,15 @@ class Guided(CLG):
     def improve(self, first, second, flow, level):
         "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines"
         if level: return super().improve(first, second, flow, level)
-        flow = resize_flow(flow, [n // CELL for n in first.shape[-2:]])
         if self.training: flow = flow.detach()
-        look = self.look(first, second, flow)
-        said, (brightness, outline) = evidence(look.seen, look.weight, FINE), (F.avg_pool2d(x, FINE) for x in (first, look.outline.detach()))
-        flow, sure = unspoilt(flow, said, look.tied, outline, steps=3 if self.training else 2)
-        if self.training: return Found(flow, sure, look.outline)
-        suspected = resize((SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)).clamp(max=1), outline.shape[-2:])
-        draw = lambda cells: sided(resize_flow(cells, outline.shape[-2:]), said, brightness, suspected)
-        drawn = draw(flow)
+        cells, brightness = resize_flow(flow, [n // CELL for n in first.shape[-2:]]), F.avg_pool2d(first, FINE)
+        look = self.look(first, second, cells)
+        said, outline = evidence(look.seen, look.weight, FINE), F.avg_pool2d(look.outline.detach(), FINE)
+        if self.training: return Found(*unspoilt(cells, said, look.tied, outline), look.outline)
+        tiles = outline.shape[-2:]
+        suspected = resize((SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)).clamp(max=1), tiles)
+        drawn = resize_flow(flow, tiles)
         met = suspected * parting(drawn, PARTS * size_of(drawn))
-        flow, sure = unspoilt(flow, said, look.tied, torch.maximum(outline, met), steps=3)
-        return Found(draw(flow), sure, look.outline, in_front(flow, look.data, look.force, look.outline))
+        cells, sure = unspoilt(cells, said, look.tied, torch.maximum(outline, met))
+        return Found(sided(resize_flow(cells, tiles), said, brightness, suspected), sure, look.outline, in_front(cells, look.data, look.force, look.outline))
+
