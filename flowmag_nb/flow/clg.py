@@ -282,14 +282,13 @@ def coarse_to_fine(
     seconds: list[Tensor],   # the same of the second frame
     improve: Callable,       # (first, second, flow, level) -> Found with a better flow, level 0 the finest
     warps: int,              # linearisations per level
-    start: Tensor | None,    # (b, 2, h, w) px of its grid, any: the motion of the frame before
+    start: Tensor | None,    # (b, 2, h, w) px of the finest level: the motion of the frame before
 ) -> Found: # on the finest level
     "From the smallest picture to the largest, each level adding what it sees."
     correction, bases = None, []
     for first in firsts:
         grid = [n // CELL for n in first.shape[-2:]]
-        if start is None: start = first.new_zeros(len(first), 2, *grid)
-        elif bases: start = resize_flow(start, grid)
+        start = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
         bases.append(start)
     for level, base in reversed(list(enumerate(bases))):
         flow = base if correction is None else base + resize_flow(correction, base.shape[-2:])
@@ -352,7 +351,7 @@ class CLG(Estimator):
         pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         pyramids = pyramid(first, levels), pyramid(second, levels)
-        warps, start = (self.warps, None) if start is None else (1, resize_flow(pad(start)[0], [n // 2 for n in first.shape[-2:]]))
+        warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
@@ -360,7 +359,6 @@ class CLG(Estimator):
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"
-        flow = resize_flow(flow, [n // CELL for n in first.shape[-2:]])
         seen = overlap(first, second, resize_flow(flow, first.shape[-2:]))
         data, force = votes(seen, trust(seen.slope2, seen.change))
         return Found(settle(data, force, ties(flow, resize(first, flow.shape[-2:]), self.smoothness), flow), data)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'SILENCE', 'LET_GO', 'ASIDE', 'CLEAR', 'FINE', 'AROUND', 'FITS', 'LOUDEST', 'LEAN',
-           'SUSPICION', 'PARTS', 'size_of', 'clues', 'LookAround', 'Guide', 'unspoilt', 'part', 'parting', 'meeting',
-           'in_front', 'sided', 'Look', 'Guided']
+           'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting', 'in_front', 'sided', 'Look',
+           'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
 import math
@@ -96,17 +96,6 @@ def _within(x, low, high):
 SILENCE = 2 # power of the chance that a pixel is on no outline, by which its vote is weakened
 LET_GO = 3  # the same for a cell and its ties
 
-def unspoilt(
-    flow: Tensor,    # (b, 2, h, w) cells, a first guess
-    said: Tensor,    # (b, 6, ...) from `evidence`, on the grid of `outline`
-    tied: tuple[Tensor, Tensor], # right, down: (b, 1, h, w) from `ties`
-    outline: Tensor, # (b, 1, ...) chance of an outline, in [0, 1]
-) -> tuple[Tensor, Tensor]: # the motion that suits all best, cells; its stiffness, see `votes`
-    "The motion that is seen, but for what outlines spoil."
-    data, force = tally(F.avg_pool2d(said[:, :5] * (1 - outline) ** SILENCE, outline.shape[-1] // flow.shape[-1]))
-    return settle(data, force, part(tied, outline), flow, steps=4), data
-
-
 def part(
     tied: tuple[Tensor, Tensor], # right, down: (b, 1, h, w) from `ties`
     outline: Tensor,             # (b, 1, ...) chance of an outline, in [0, 1], on a finer grid
@@ -117,24 +106,16 @@ def part(
     return tied[0] * F.pad(right, (0, 1)), tied[1] * F.pad(down, (0, 0, 0, 1))
 
 # %% ../../nbs/core/04a_guided.ipynb #634466fb
-def parting(
-    flow: Tensor,         # (b, 2, h, w) px
-    jump: float | Tensor, # px from one pixel to the next: more is an outline
-) -> Tensor: # (b, 1, h, w) 1 for both of two neighbours whose motions part, else 0
-    "Where motions part."
+def meeting(
+    flow: Tensor, # (b, 2, h, w) px
+    jump: float,  # px from one pixel to the next: more is an outline
+) -> Tensor: # (b, 1, h, w) 1 within 2 px of where motions meet, else 0
+    "Where motions meet."
     meet = torch.zeros_like(flow[:, :1])
     for dim in (2, 3):
         apart = (length(flow.diff(dim=dim)) > jump + 1e-5).to(flow.dtype)
         for start in (0, 1): meet.narrow(dim, start, apart.shape[dim]).add_(apart)
-    return meet.clamp(max=1)
-
-
-def meeting(
-    flow: Tensor,         # (b, 2, h, w) px
-    jump: float | Tensor, # px from one pixel to the next: more is an outline
-) -> Tensor: # (b, 1, h, w) 1 within 2 px of where motions meet, else 0
-    "Where motions meet."
-    return F.max_pool2d(parting(flow, jump), 3, 1, 1)
+    return F.max_pool2d(meet.clamp(max=1), 3, 1, 1)
 
 # %% ../../nbs/core/04a_guided.ipynb #7a6f7730
 ASIDE = 2 # cells, from an outline to where motion is that of one side
@@ -198,8 +179,7 @@ class Look(NamedTuple):
     tied: tuple[Tensor, Tensor]  # from `ties`
 
 # %% ../../nbs/core/04a_guided.ipynb #cfdc8e08
-SUSPICION = 2 # times the chance of an outline within 4 px: how far to go by it
-PARTS = 0.2   # of the motion's size, from one tile to the next: there motions part
+SUSPICION = 4 # times the chance of an outline within 4 px: how far to go by it
 
 class Guided(CLG):
     "Combined local-global flow whose trust a small network sets, and whose ties it lets go at outlines."
@@ -233,15 +213,14 @@ class Guided(CLG):
     def improve(self, first, second, flow, level):
         "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines"
         if level: return super().improve(first, second, flow, level)
+        flow, brightness = resize_flow(flow, [n // CELL for n in first.shape[-2:]]), F.avg_pool2d(first, FINE)
         if self.training: flow = flow.detach()
-        cells, brightness = resize_flow(flow, [n // CELL for n in first.shape[-2:]]), F.avg_pool2d(first, FINE)
-        look = self.look(first, second, cells)
+        look = self.look(first, second, flow)
         said, outline = evidence(look.seen, look.weight, FINE), F.avg_pool2d(look.outline.detach(), FINE)
-        if self.training: return Found(*unspoilt(cells, said, look.tied, outline), look.outline)
-        tiles = outline.shape[-2:]
-        suspected = resize((SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)).clamp(max=1), tiles)
-        drawn = resize_flow(flow, tiles)
-        met = suspected * parting(drawn, PARTS * size_of(drawn))
-        cells, sure = unspoilt(cells, said, look.tied, torch.maximum(outline, met))
-        return Found(sided(resize_flow(cells, tiles), said, brightness, suspected), sure, look.outline, in_front(cells, look.data, look.force, look.outline))
+        sure, pull = tally(F.avg_pool2d(said[:, :5] * (1 - outline) ** SILENCE, CELL // FINE))
+        flow = settle(sure, pull, part(look.tied, outline), flow, steps=4)
+        if self.training: return Found(flow, sure, look.outline)
+        suspected = SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)
+        drawn = sided(resize_flow(flow, outline.shape[-2:]), said, brightness, resize(suspected.clamp(max=1), outline.shape[-2:]))
+        return Found(drawn, sure, look.outline, in_front(flow, look.data, look.force, look.outline))
 
