@@ -7,12 +7,13 @@ __all__ = ['TIE', 'LOOSE', 'REACH', 'UTMOST', 'UNTOLD', 'unfold', 'move', 'line_
            'Lagrangian']
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #dd6e493e
-from itertools import tee
+from collections import deque
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..denoise import noise_level, quieter
 from ..flow import check_frames, load_flow
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha
@@ -127,7 +128,9 @@ class Lagrangian(Magnifier):
 
     def forward(self, reference, frame, alpha):
         "`frame` with its motion from `reference` made `alpha` times as large; shapes as in `Magnifier`."
-        return self._moved(reference, frame, self.motion(reference, frame), alpha)
+        check_frames(reference, frame)
+        *read, calm = _quieter(reference, frame)
+        return self._moved(read[0], _shown(frame, calm, alpha), self._found(*read), alpha)
 
     def _moved(self, reference, frame, motion, alpha):
         "`frame` with its `motion` magnified, its length corrected first where that is wanted"
@@ -145,21 +148,39 @@ class Lagrangian(Magnifier):
     ) -> Estimate: # flow in px and confidence in [0, 1]
         "The motion that is scaled; a FlowNet without a confidence is believed everywhere."
         check_frames(reference, frame)
+        return self._found(*_quieter(reference, frame)[:2], start)
+
+    def _found(self, reference, frame, start=None):
         if hasattr(self.flow, "estimate"): return self.flow.estimate(reference, frame, start)
         return Estimate(self.flow(reference, frame), torch.ones_like(frame[:, :1]))
 
     def stream(self, pairs, alpha):
         "Magnify a clip batch by batch, each motion found from the one before and compared with its neighbours."
-        pairs, kept = tee((reference, packed(frame)) for reference, frame in pairs)
-        motions = self._follow(pairs)
-        for motion, (reference, frame) in zip(steady(motions, GRAIN // 2) if self.steady else (m for _, m in motions), kept):
-            frame = unpacked(frame)
-            yield self._moved(reference, frame, motion, as_alpha(alpha, frame))
+        waiting = deque()
+        motions = self._follow(pairs, alpha, waiting)
+        for motion in steady(motions, GRAIN // 2) if self.steady else (m for _, m in motions):
+            reference, frame, alphas = waiting.popleft()
+            yield self._moved(reference, unpacked(frame), motion, alphas)
 
-    def _follow(self, pairs):
-        "References and motions of a clip"
+    def _follow(self, pairs, alpha, waiting):
+        "References and motions of a clip; what is to be moved by them waits"
         start = None
         for reference, frame in pairs:
-            motion = self.motion(reference, unpacked(frame), start if start is None else start.expand(len(frame), -1, -1, -1))
+            alphas = as_alpha(alpha, frame)
+            *read, calm = _quieter(reference, frame)
+            waiting.append((read[0], packed(_shown(frame, calm, alphas)), alphas))
+            motion = self._found(*read, start if start is None else start.expand(len(frame), -1, -1, -1))
             start = motion.flow[-1:]
             yield reference, lean(motion)
+
+
+def _quieter(reference, frame):
+    "What motion is read from, both with half of the noise that `quieter` takes: fine texture goes with the other half; and `frame` without"
+    level = noise_level(reference, frame)
+    calm = [quieter(picture, level) for picture in (reference, frame)]
+    return *(picture if c is picture else (picture + c) / 2 for picture, c in zip((reference, frame), calm)), calm[1]
+
+
+def _shown(frame, calm, alpha):
+    "What is to be moved: as it is where it will stay"
+    return frame if calm is frame else torch.lerp(frame, calm, (alpha_planes(alpha) - 1).abs().clamp(max=1))
