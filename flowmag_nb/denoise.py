@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/core/03b_denoise.ipynb #3843446e
-LOOKS = 16_384 # squares that are looked at
-GROUPS = 8     # from dark to bright
+LOOKS = 4096  # squares that are looked at
+GROUPS = 8    # from dark to bright
 
 def noise_level(
     first: Tensor,  # (b, 3, h, w) in [0, 1]
