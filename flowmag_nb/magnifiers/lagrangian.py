@@ -110,6 +110,18 @@ def lean(
     halves = [-(-n // 2) for n in motion.flow.shape[-2:]]
     return Estimate(resize_flow(motion.flow, halves), *(None if x is None else F.avg_pool2d(x, CELL, ceil_mode=True) for x in motion[1:]))
 
+# %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
+def _quieter(reference, frame):
+    "What motion is read from, both pictures between loud and quiet; and `frame`, quiet"
+    level = noise_level(reference, frame)
+    calm = [quieter(picture, level) for picture in (reference, frame)]
+    return *(picture if c is picture else (picture + c) / 2 for picture, c in zip((reference, frame), calm)), calm[1]
+
+
+def _shown(frame, calm, alpha):
+    "What is to be moved: as it is where it will stay"
+    return frame if calm is frame else torch.lerp(frame, calm, (alpha_planes(alpha) - 1).abs().clamp(max=1))
+
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #2b77ea8b
 class Lagrangian(Magnifier):
     "Estimate the motion, scale it, move the pixels (after Liu et al. 2005)."
@@ -172,15 +184,3 @@ class Lagrangian(Magnifier):
             motion = self._found(*read, start if start is None else start.expand(len(frame), -1, -1, -1))
             start = motion.flow[-1:]
             yield reference, lean(motion)
-
-
-def _quieter(reference, frame):
-    "What motion is read from, both with half of the noise that `quieter` takes: fine texture goes with the other half; and `frame` without"
-    level = noise_level(reference, frame)
-    calm = [quieter(picture, level) for picture in (reference, frame)]
-    return *(picture if c is picture else (picture + c) / 2 for picture, c in zip((reference, frame), calm)), calm[1]
-
-
-def _shown(frame, calm, alpha):
-    "What is to be moved: as it is where it will stay"
-    return frame if calm is frame else torch.lerp(frame, calm, (alpha_planes(alpha) - 1).abs().clamp(max=1))
