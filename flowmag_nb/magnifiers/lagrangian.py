@@ -113,6 +113,7 @@ def lean(
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
 def _quieter(reference, frame):
     "What motion is read from, both pictures between loud and quiet; and `frame`, quiet"
+    check_frames(reference, frame)
     level = noise_level(reference, frame)
     calm = [quieter(picture, level) for picture in (reference, frame)]
     return *(picture if c is picture else (picture + c) / 2 for picture, c in zip((reference, frame), calm)), calm[1]
@@ -140,7 +141,6 @@ class Lagrangian(Magnifier):
 
     def forward(self, reference, frame, alpha):
         "`frame` with its motion from `reference` made `alpha` times as large; shapes as in `Magnifier`."
-        check_frames(reference, frame)
         *read, calm = _quieter(reference, frame)
         return self._moved(read[0], _shown(frame, calm, alpha), self._found(*read), alpha)
 
@@ -159,7 +159,6 @@ class Lagrangian(Magnifier):
         start: Tensor | None = None,  # (b, 2, h, w) px: the motion of the frame before
     ) -> Estimate: # flow in px and confidence in [0, 1]
         "The motion that is scaled; a FlowNet without a confidence is believed everywhere."
-        check_frames(reference, frame)
         return self._found(*_quieter(reference, frame)[:2], start)
 
     def _found(self, reference, frame, start=None):
