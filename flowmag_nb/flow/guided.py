@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'SILENCE', 'LET_GO', 'ASIDE', 'CLEAR', 'FINE', 'AROUND', 'FITS', 'LOUDEST', 'LEAN',
-           'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting', 'in_front', 'sided', 'Look',
-           'Guided']
+           'PARTED', 'FIRM', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting', 'in_front',
+           'sided', 'parting', 'Look', 'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..agree import agreed
 from . import load_state
-from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, solve, tally, ties, trust, votes
+from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
 from ..paths import embedded
 from ..warp import blur, length, resize, resize_flow
 
@@ -168,6 +168,18 @@ def sided(
     share = agreed(blur((FITS * misfit / usual).clamp(max=LOUDEST), 0.5), brightness, LEAN, rounds=1, reach=2)
     return torch.lerp(flow, sum(part * rival for part, rival in zip(share.split(1, 1), rivals)), suspected)
 
+# %% ../../nbs/core/04a_guided.ipynb #7048fde4
+PARTED = 0.12 # of the motion's size, from one tile to the next: half parted
+FIRM = 3      # times the usual ties, where nothing parts
+
+def parting(
+    flow: Tensor, # (b, 2, h, w), any unit
+) -> Tensor: # (b, 1, h, w) in [0, 1]
+    "How far each motion parts from its neighbours', measured by what moves on the whole."
+    steps, limit = slopes(flow), (PARTED * size_of(flow)).square()
+    across, along = (d / (d + limit) for d in (step.square().sum(1, keepdim=True) for step in steps))
+    return torch.stack([across, along, F.pad(across, (1, -1)), F.pad(along, (0, 0, 1, -1))]).amax(0)
+
 # %% ../../nbs/core/04a_guided.ipynb #ebfc2b11
 class Look(NamedTuple):
     "What two pictures show, and what the network says of them."
@@ -189,7 +201,7 @@ class Guided(CLG):
         width: int = 64,                   # channels of the network
         bounds: tuple[float, float] = (0.5, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
-        warps: int = 3,                    # linearisations per pyramid level: outlines take one more to settle
+        warps: int = 4,                    # linearisations per pyramid level: what parts takes two more to settle
         **options,                         # of `CLG`
     ):
         super().__init__(warps=warps, **options)
@@ -211,14 +223,17 @@ class Guided(CLG):
         return Look(seen, usual * factor, outline, data, force, tied)
 
     def improve(self, first, second, flow, level):
-        "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines"
+        "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines, and parts it where the round before did"
         if level: return super().improve(first, second, flow, level)
-        flow, brightness = resize_flow(flow, [n // CELL for n in first.shape[-2:]]), F.avg_pool2d(first, FINE)
-        if self.training: flow = flow.detach()
+        before, brightness = flow.detach(), F.avg_pool2d(first, FINE)
+        flow = resize_flow(before if self.training else flow, [n // CELL for n in first.shape[-2:]])
         look = self.look(first, second, flow)
         said, outline = evidence(look.seen, look.weight, FINE), F.avg_pool2d(look.outline.detach(), FINE)
-        sure, pull = tally(F.avg_pool2d(said[:, :5] * (1 - outline) ** SILENCE, CELL // FINE))
-        flow = settle(sure, pull, part(look.tied, outline), flow, steps=4)
+        apart, tied = outline, look.tied
+        if before.shape == said[:, :2].shape: # found in the round before, and drawn together
+            apart, tied = 1 - (1 - outline) * (1 - parting(before)), [FIRM * tie for tie in tied]
+        sure, pull = tally(F.avg_pool2d(said[:, :5] * (1 - apart) ** SILENCE, CELL // FINE))
+        flow = settle(sure, pull, part(tied, apart), flow, steps=4)
         if self.training: return Found(flow, sure, look.outline)
         suspected = SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)
         drawn = sided(resize_flow(flow, outline.shape[-2:]), said, brightness, resize(suspected.clamp(max=1), outline.shape[-2:]))
