@@ -169,7 +169,7 @@ def sided(
     return torch.lerp(flow, sum(part * rival for part, rival in zip(share.split(1, 1), rivals)), suspected)
 
 # %% ../../nbs/core/04a_guided.ipynb #7048fde4
-PARTED = 0.12 # of the motion's size, from one tile to the next: half parted
+PARTED = 0.1  # of the motion's size, from one tile to the next: half parted
 FIRM = 3      # times the usual ties, where nothing parts
 
 def parting(
@@ -201,7 +201,7 @@ class Guided(CLG):
         width: int = 64,                   # channels of the network
         bounds: tuple[float, float] = (0.5, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
-        warps: int = 4,                    # linearisations per pyramid level: what parts takes two more to settle
+        warps: int = 5,                    # linearisations per pyramid level: what parts takes three more to settle
         **options,                         # of `CLG`
     ):
         super().__init__(warps=warps, **options)
