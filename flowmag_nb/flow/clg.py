@@ -281,7 +281,7 @@ def coarse_to_fine(
     firsts: list[Tensor],    # finest first, each (b, 1, h, w), sides multiples of CELL
     seconds: list[Tensor],   # the same of the second frame
     improve: Callable,       # (first, second, flow, level) -> Found with a better flow, level 0 the finest
-    warps: int,              # linearisations per level
+    warps: list[int],        # linearisations of each level
     start: Tensor | None,    # (b, 2, h, w) px of the finest level: the motion of the frame before
 ) -> Found: # on the finest level
     "From the smallest picture to the largest, each level adding what it sees."
@@ -292,7 +292,7 @@ def coarse_to_fine(
         bases.append(start)
     for level, base in reversed(list(enumerate(bases))):
         flow = base if correction is None else base + resize_flow(correction, base.shape[-2:])
-        for _ in range(warps):
+        for _ in range(warps[level]):
             found = improve(firsts[level], seconds[level], flow, level)
             flow = found.flow
         if level: correction = flow - base
@@ -333,12 +333,13 @@ class CLG(Estimator):
         weights: None = None,       # there are none
         smoothness: float = 2500.,  # 1/px²: 0 is Lucas-Kanade, larger ties cells more
         warps: int = 2,             # linearisations per pyramid level
+        stream_warps: int = 1,      # the same on the finest one, where the motion of the frame before is known
     ):
         super().__init__()
         if weights is not None: raise ValueError(f"weights must be None, clg has none; got {weights!r}")
         if not smoothness >= 0: raise ValueError(f"smoothness must be 0 or larger, got {smoothness}")
-        if warps < 1: raise ValueError(f"warps must be at least 1, got {warps}")
-        self.smoothness, self.warps = smoothness, warps
+        if min(warps, stream_warps) < 1: raise ValueError(f"warps and stream_warps must be at least 1, got {warps} and {stream_warps}")
+        self.smoothness, self.warps, self.stream_warps = smoothness, warps, stream_warps
 
     def estimate(self,
         first: Tensor,                # (b, 3, h, w) in [0, 1]
@@ -351,7 +352,7 @@ class CLG(Estimator):
         pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         pyramids = pyramid(first, levels), pyramid(second, levels)
-        warps, start = (self.warps, None) if start is None else (1, pad(start)[0])
+        warps, start = ([self.warps] * levels, None) if start is None else ([self.stream_warps] + [1] * (levels - 1), pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
