@@ -138,7 +138,7 @@ TRAININGS = {
         Recipe(steps=2000, batch=8, lr=1e-3, warmup=50, ema=0.99, look=250)),
     "motion": Preset(
         "the default's network on films with known motion; half an hour on one core once they are rendered",
-        "motion", dict(untrained=True, bounds=(3e-4, 55.)), KnownMotion, open_films,
+        "motion", dict(untrained=True, bounds=(3e-4, 55.), warps=2), KnownMotion, open_films,
         Recipe(steps=6000, batch=8, lr=2e-3, ema=0.99)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",
