@@ -13,6 +13,7 @@ from operator import itemgetter
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .batches import sample_alpha
 from .collage import compose
@@ -56,6 +57,12 @@ class Ladders(FilmSet):
         index = range(len(self))[index]
         if index not in self._drawn: self._drawn[index] = self._draw_all(torch.Generator().manual_seed(self.seed * 1_000_003 + index))
         return self._drawn[index]
+
+    def draw_ahead(self,
+        workers: int, # processes that draw
+    ) -> None:
+        "Draw every scene now, several at a time: processes that are started later find them drawn."
+        for index, ladder in enumerate(DataLoader(self, batch_size=None, num_workers=workers)): self._drawn[index] = ladder.clone()
 
     def _draw_all(self, generator):
         scene = self.draw(1., generator)
