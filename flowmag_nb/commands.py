@@ -277,7 +277,7 @@ def select_pairs(
 # %% ../nbs/core/20_commands.ipynb #a828ea87
 def train_model(
     *,
-    preset: str = "tiny",        # tiny (a minute), motion (half an hour), refined (an hour), flowmag-cpu (an hour and more), then flowmag-footage, then flowmag-far, or paper (large GPUs)
+    preset: str = "tiny",        # tiny (a minute), motion (half an hour), refined (an hour), flowmag-cpu (an evening), flowmag-gpu (ten minutes of one), or paper (large GPUs)
     data: str | None = None,     # folder of pairs by `flowmag pairs` or of photographs, or several as in pairs:3,photos; computed pictures without it
     cutouts: str | None = None,  # folder of cut-out objects to render from; computed ones without it
     out: str = "training",       # folder for checkpoint, best weights, history and sample pictures
