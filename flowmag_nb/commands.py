@@ -218,6 +218,7 @@ def evaluate_methods(
     *,
     set: str = "subpixel",      # subpixel, noise (motion of 2 px), noise005 (0.05 px) or still (nothing moves)
     crf: str | None = None,     # encode the inputs by H.264 first, 18,23,28 for example; as they are without it
+    light: str | None = None,   # give the frames another light, 0.01,0.04 for example: relative change of brightness
     methods: str = "lagrangian,warp-bilinear,oh2018",  # name or name:option=value,... of each, see `flowmag info`
     judges: str = "raft-small", # flow networks that measure what was achieved
     levels: str | None = None,  # some of the set's, 0.04,0.1,1 for example
@@ -237,11 +238,12 @@ def evaluate_methods(
     from flowmag_nb.compare import evaluate
     from flowmag_nb.plots import save_figure
     from flowmag_nb.report import show_levels, write_report
-    from flowmag_nb.sets import Encoded
+    from flowmag_nb.sets import Encoded, Lit
     folder, chosen = Path(output), levels and [float(level) for level in levels.split(",")]
     scenes = _test_set(set, samples, size, seed, photos, cutouts)
     folder.mkdir(parents=True, exist_ok=True)
-    sets = [Encoded(scenes, int(c)) for c in crf.split(",")] if crf else [scenes]
+    sets = [Lit(scenes, float(amount)) for amount in light.split(",")] if light else [scenes]
+    if crf: sets = [Encoded(s, int(c)) for s in sets for c in crf.split(",")]
     table = pd.concat([evaluate(s, methods, judges, chosen, folder=shelf or folder / "results", device=device, progress=not quiet) for s in sets], ignore_index=True)
     table.to_csv(folder / "table.csv", index=False)
     pictures = {data: {"level by level": save_figure(folder / data, show_levels(part), version=_VERSION).name} for data, part in table.groupby("data")}

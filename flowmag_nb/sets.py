@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'cutout_texture', 'uniform', 'pick', 'Sample', 'Scene', 'shoot', 'Stock', 'CollageSet', 'toward',
-           'SubpixelSet', 'NoiseSet', 'StillSet', 'through_h264', 'Encoded', 'random_move', 'TrainingSet', 'DriftSet']
+           'SubpixelSet', 'NoiseSet', 'StillSet', 'through_h264', 'Altered', 'Encoded', 'Lit', 'random_move',
+           'TrainingSet', 'DriftSet']
 
 # %% ../nbs/core/11b_sets.ipynb #3a44569a
 import io
@@ -238,22 +239,52 @@ def through_h264(
     return torch.from_numpy(np.stack(decoded)).movedim(-1, 1) / 255
 
 
-class Encoded(Dataset):
+class Altered(Dataset):
+    "Another set, its samples altered."
+    def __init__(
+        self,
+        samples: CollageSet, # any set of `Sample`
+        how: str,            # added to its name
+    ):
+        self.samples, self.levels, self.per_level, self.seed = samples, samples.levels, samples.per_level, samples.seed
+        self.name = f"{samples.name}-{how}"
+
+    def __len__(self): return len(self.samples)
+
+
+class Encoded(Altered):
     "Another set whose two inputs went through H.264; the truth stays as it is."
     def __init__(
         self,
         samples: CollageSet, # any set of `Sample`
         crf: int = 23,       # constant rate factor
     ):
-        self.samples, self.crf, self.levels, self.per_level = samples, crf, samples.levels, samples.per_level
-        self.seed, self.name = samples.seed, f"{samples.name}-crf{crf}"
-
-    def __len__(self): return len(self.samples)
+        super().__init__(samples, f"crf{crf}")
+        self.crf = crf
 
     def __getitem__(self, index):
         sample = self.samples[index]
         reference, frame = through_h264(torch.stack(sample[:2]), self.crf)
         return sample._replace(reference=reference, frame=frame)
+
+# %% ../nbs/core/11b_sets.ipynb #7d20c5a2
+class Lit(Altered):
+    "Another set whose frames, and answers, have another light than their references."
+    def __init__(
+        self,
+        samples: CollageSet,    # any set of `Sample`
+        amount: float = 0.02,   # standard deviation of the factor's difference from 1
+    ):
+        super().__init__(samples, f"lit{100 * amount:g}")
+        self.amount = amount
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        sample, generator = self.samples[index], torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        lamp, shadow = torch.randn(1, generator=generator), torch.randn(1, 1, 3, 3, generator=generator)
+        factor = 1 + self.amount * (lamp + resize(shadow, sample.frame.shape[-2:])[0]) / math.sqrt(2)
+        frame, magnified = quantise(factor * torch.stack([sample.frame, sample.magnified]), generator)
+        return sample._replace(frame=frame, magnified=magnified)
 
 # %% ../nbs/core/11b_sets.ipynb #421788f3
 def random_move(
