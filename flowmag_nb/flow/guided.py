@@ -199,11 +199,12 @@ class Guided(CLG):
         self,
         weights: str | Path | None = None, # file, for example from `flowmag train --preset motion`; None: what travels with the package
         width: int = 64,                   # channels of the network
-        bounds: tuple[float, float] = (0.5, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
+        bounds: tuple[float, float] = (0.7, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
         warps: int = 5,                    # linearisations per pyramid level: what parts takes three more to settle
         **options,                         # of `CLG`
     ):
+        if not 0 < bounds[0] < 1 < bounds[1]: raise ValueError(f"bounds must be a factor below 1 and one above, got {bounds}")
         super().__init__(warps=warps, **options)
         self.guide = Guide(width, bounds)
         if weights is None and not untrained: weights = embedded("motion")
