@@ -8,6 +8,7 @@ __all__ = ['project_root', 'code_version', 'data_dir', 'figures_dir', 'reports_d
 
 # %% ../nbs/core/00_paths.ipynb #f18fcc9d
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from glob import escape
@@ -26,9 +27,9 @@ def project_root()->Path|None: # the clone's top folder, `None` when there is no
         if (folder/'settings.ini').is_file() and (folder/'flowmag_nb').is_dir(): return folder
 
 # %% ../nbs/core/00_paths.ipynb #341e14e4
-def code_version()->str: # short git commit, '-dirty' added where files were changed; '' outside a clone
+def code_version()->str: # short git commit, '-dirty' added where files were changed; '' outside a clone, and without git
     "Which state of this project is running."
-    root = project_root()
+    root = shutil.which('git') and project_root()
     asked = root and subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=root, capture_output=True, text=True)
     return asked.stdout.strip() if asked and not asked.returncode else ''
 
