@@ -76,7 +76,6 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(double_conv(i, o) for i, o in zip([inputs, *sizes], sizes))
         self.up = nn.ModuleList(double_conv(2 * s, s // 2 if s > width else s, s) for s in sizes[-2::-1])
         self.paint = nn.Conv2d(width, outputs, 1)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, x): # (b, inputs, h, w) -> (b, outputs, h, w) in (0, 1)
         return torch.sigmoid(self.strokes(x))
