@@ -221,7 +221,7 @@ def adapt(
     batch: int = 4,                        # views a step; as published 8
     pairs: str = "first",                  # 'first': a frame with the first one, as published; 'random': any two
     alphas: tuple[float, float] = (1., 16.),  # range to learn with, as published
-    lr: float = 5e-4,                      # Adam's rate; as published 1e-4
+    lr: float = 1e-4,                      # Adam's rate, as published
     look: int = 25,                        # steps between looks
     patience: int = 8,                     # looks without a gain after which it ends; 0 never
     every: int | None = None,              # hold out each k-th frame; None: about eight of them

@@ -325,7 +325,7 @@ def adapt_model(
     size: int = 256,             # px, shorter side of the clip while it is learned from
     crop: int = 128,             # px, each side of a view
     batch: int = 4,              # views a step
-    lr: float = 5e-4,            # learning rate
+    lr: float = 1e-4,            # learning rate
     seed: int = 0,               # of views and magnifications
     show: str | None = None,     # write a picture of a held-out frame before and after, .png or .jpg
     overwrite: bool = False,     # replace an existing output

@@ -213,11 +213,12 @@ def overlap(
     first: Tensor,   # (b, 1, h, w) brightness in [0, 1]
     second: Tensor,  # (b, 1, h, w)
     motion: Tensor,  # (b, 2, h, w) px: the motion believed so far
+    steady: bool = False, # light is the same in both
 ) -> Overlap:
     "Linearise brightness constancy around `motion`."
     base, found = resample(first), resample(second, motion)
-    light = ambient(base)
-    found = found * ((light + DIM) / (ambient(found) + DIM))
+    light = 0. if steady else ambient(base)
+    if not steady: found = found * ((light + DIM) / (ambient(found) + DIM))
     return Overlap(*gradients((base + found) / 2 - light), found - base, motion)
 
 

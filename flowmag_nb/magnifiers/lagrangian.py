@@ -77,7 +77,7 @@ def line_search(
     "`flow`, made so long in each neighbourhood, then as a whole, that `frame` matches `reference` best."
     first, second, gain = luma(reference), luma(frame), torch.ones_like(where)
     for mean in (_nearby, _nearby, _everywhere):
-        seen = overlap(first, second, gain * flow)
+        seen = overlap(first, second, gain * flow, steady=True)  # fur is too faint to do without its wide slopes
         told = seen.gx * flow[:, :1] + seen.gy * flow[:, 1:]
         found, power = (mean(where * told * x) for x in (-seen.change, told))
         gain = (gain + resize(found / (power + UNTOLD**2), gain.shape[-2:])).clamp(1 / UTMOST, UTMOST)
