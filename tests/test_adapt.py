@@ -57,7 +57,7 @@ def test_a_unet_gains_and_stays_as_it_was(adapted, unet, clip, through):
     again = adapt(unet, clip, 4., steps=40, flow=through, **QUICK)
     assert same(before, weights(unet)) and not same(before, weights(adapted.magnifier))
     assert same(weights(adapted.magnifier), weights(again.magnifier)) and adapted.after == again.after
-    assert adapted.after["loss"] < 0.9 * adapted.before["loss"] and adapted.after["motion_error"] < 0.5 * adapted.before["motion_error"]
+    assert adapted.after["loss"] < 0.7 * adapted.before["loss"] and adapted.after["motion_error"] < 0.3 * adapted.before["motion_error"]
     held = adapted.history[adapted.history.pairs == "held out"]
     allowed = held[held.magnification <= held.magnification.iloc[0]]
     assert allowed.total.min() == adapted.after["loss"] and held.step.tolist() == list(range(0, 45, 5))
