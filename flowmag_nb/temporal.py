@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .flow.clg import Estimate
-from .warp import blur, resize
+from .warp import binned, blur, resize
 
 # %% ../nbs/core/05b_temporal.ipynb #ea3bbf17
 GRAIN = 8   # px of the motion's own grid: it is compared at this resolution
@@ -25,7 +24,7 @@ def pool(
     values: Tensor, # (k, h, w)
 ) -> Tensor: # (k, h', w'), one for each block of cells
     "Mean over a block of cells and, less so, its surroundings."
-    return blur(F.avg_pool2d(values[None], BLOCK, ceil_mode=True), 1.)[0]
+    return blur(binned(values[None], BLOCK), 1.)[0]
 
 
 def noise(
@@ -82,7 +81,7 @@ def steady(
     for references, motion in chain(_numbered(motions), [(None, None)]):
         if motion is not None:
             waiting.append(motion)
-            seen.extend(zip(references, F.avg_pool2d(motion.flow, grain, ceil_mode=True)))
+            seen.extend(zip(references, binned(motion.flow, grain)))
         while waiting and (motion is None or len(seen) >= given + len(waiting[0].flow) + AHEAD):
             ready = waiting.popleft()
             excess = torch.stack([_excess(list(seen), given + i) for i in range(len(ready.flow))])

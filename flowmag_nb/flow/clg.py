@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import FlowNet, check_frames
-from ..warp import blur, gradients, pad_to_multiple, pyramid, resize, resize_flow, smooth, warp
+from ..warp import binned, blur, gradients, pad_to_multiple, pyramid, resize, resize_flow, smooth, warp
 
 # %% ../../nbs/core/04_flow/clg.ipynb #ce72c959
 def slopes(
@@ -93,7 +93,7 @@ def coarser(
     h, w = membrane.data.shape[-2:]
     data, right, down = (F.pad(x, (0, w % 2, 0, h % 2)) for x in (membrane.data, membrane.right, membrane.down))
     right, down = right[..., 1::2], down[..., 1::2, :]
-    return Membrane(F.avg_pool2d(data, 2) * 4, (right[..., ::2, :] + right[..., 1::2, :]) / 2, (down[..., ::2] + down[..., 1::2]) / 2)
+    return Membrane(binned(data, 2) * 4, (right[..., ::2, :] + right[..., 1::2, :]) / 2, (down[..., ::2] + down[..., 1::2]) / 2)
 
 
 def hierarchy(
@@ -114,7 +114,7 @@ def v_cycle(
     u = 0.7 * _times(membrane.inverse, force)
     if len(levels) > 1:
         rest = F.pad(force - membrane.pull(u), (0, w % 2, 0, h % 2))
-        coarse = v_cycle(levels[1:], F.avg_pool2d(rest, 2) * 4)
+        coarse = v_cycle(levels[1:], binned(rest, 2) * 4)
         u = u + F.interpolate(coarse, scale_factor=2)[..., :h, :w]
     for _ in range(1 if len(levels) > 1 else 8):
         u = u + 0.7 * _times(membrane.inverse, force - membrane.pull(u))
@@ -191,7 +191,7 @@ def ambient(
     image: Tensor, # (b, 1, h, w)
 ) -> Tensor: # (b, 1, h, w)
     "How bright the surroundings of each pixel are."
-    return resize(blur(F.avg_pool2d(image, AMBIENT, ceil_mode=True), 1.), image.shape[-2:])
+    return resize(blur(binned(image, AMBIENT), 1.), image.shape[-2:])
 
 # %% ../../nbs/core/04_flow/clg.ipynb #df6e0861
 CELL = 4  # px
@@ -248,7 +248,7 @@ def evidence(
     target = (gx * motion[:, :1]).addcmul_(gy, motion[:, 1:]).sub_(change)
     tx, ty = weight * gx, weight * gy
     parts = tx * gx, tx * gy, ty * gy, tx * target, ty * target, weight * target * target
-    return torch.cat([F.avg_pool2d(part, side) for part in parts], 1)
+    return torch.cat([binned(part, side) for part in parts], 1)
 
 # %% ../../nbs/core/04_flow/clg.ipynb #8e1f8467
 EDGE = 6 / 255    # brightness per cell: a picture edge

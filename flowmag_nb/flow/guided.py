@@ -20,7 +20,7 @@ from ..agree import agreed
 from . import load_state
 from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
 from ..paths import embedded
-from ..warp import blur, length, resize, resize_flow
+from ..warp import binned, blur, length, resize, resize_flow
 
 # %% ../../nbs/core/04a_guided.ipynb #14fe8309
 SMALLEST = 0.002  # cells: motions below this are not told apart by size
@@ -39,7 +39,7 @@ def clues(
     data: Tensor,    # stiffness by `votes` with the usual `trust`
     force: Tensor,   # its force
     open_: Tensor,   # (b, 1, h/CELL, w/CELL) how far `ties` has opened, 1: not at all
-) -> Tensor: # (b, 57, h/CELL, w/CELL)
+) -> tuple[Tensor, Tensor]: # (b, 3, h, w) of pixels, and (b, 9, h/CELL, w/CELL) of cells
     "What the network looks at."
     size, tie = size_of(flow), data[:, :1] + data[:, 2:]
     smooth = resize(resize(first, [n // 8 for n in first.shape[-2:]]), first.shape[-2:])
@@ -51,7 +51,7 @@ def clues(
     relative = flow / size
     near, far = blur(relative, 2.), blur(relative, 6.)
     cells = [relative - near, near - far, step.clamp(-3, 3), (tie + 1).log() / 5, size.log().expand_as(tie) / 2, open_.clamp_min(1e-4).log() / 3]
-    return torch.cat([F.pixel_unshuffle(pixels, CELL), *cells], 1)
+    return pixels, torch.cat(cells, 1)
 
 # %% ../../nbs/core/04a_guided.ipynb #b942e144
 SQUARE = 2 # cells, side of what the network treats as one
@@ -72,17 +72,18 @@ class Guide(nn.Module):
     def __init__(self, width: int, bounds: tuple[float, float]): # channels; least and greatest factor
         super().__init__()
         self.bounds = [math.log(bound) for bound in bounds]
-        self.inp = nn.Conv2d((3 * CELL**2 + 9) * SQUARE**2, width, 1)
+        self.pixels = nn.Conv2d(3, width, CELL * SQUARE, CELL * SQUARE)
+        self.cells = nn.Conv2d(9, width, SQUARE, SQUARE, bias=False)
         self.blocks = nn.ModuleList(LookAround(width, reach) for reach in (1, 2, 4, 2, 1))
         self.out = nn.Conv2d(width, 2 * (CELL * SQUARE)**2, 1)
         for p in self.out.parameters(): nn.init.zeros_(p)
         nn.init.constant_(self.out.bias[(CELL * SQUARE)**2:], UNLIKELY)
 
-    def forward(self, clues):
-        "(b, 57, h, w) -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
-        h, w = clues.shape[-2:]
-        if h % SQUARE or w % SQUARE: clues = F.pad(clues, (0, w % SQUARE, 0, h % SQUARE), mode="replicate")
-        x = self.inp(F.pixel_unshuffle(clues, SQUARE))
+    def forward(self, pixels, cells):
+        "(b, 3, CELL*h, CELL*w) and (b, 9, h, w) -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
+        h, w = cells.shape[-2:]
+        pixels, cells = (F.pad(x, (0, w % SQUARE * side, 0, h % SQUARE * side), mode="replicate") for x, side in ((pixels, CELL), (cells, 1)))
+        x = self.pixels(pixels) + self.cells(cells)
         for block in self.blocks: x = block(x)
         said = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.1)), CELL * SQUARE)[..., :CELL*h, :CELL*w]
         return _within(said[:, :1], *self.bounds).exp(), said[:, 1:].sigmoid()
@@ -101,7 +102,7 @@ def part(
     outline: Tensor,             # (b, 1, ...) chance of an outline, in [0, 1], on a finer grid
 ) -> tuple[Tensor, Tensor]: # right, down
     "Ties to cells on outlines, let go."
-    whole = (1 - F.avg_pool2d(outline, outline.shape[-1] // tied[0].shape[-1])) ** LET_GO
+    whole = (1 - binned(outline, outline.shape[-1] // tied[0].shape[-1])) ** LET_GO
     right, down = torch.minimum(whole[..., :-1], whole[..., 1:]), torch.minimum(whole[..., :-1, :], whole[..., 1:, :])
     return tied[0] * F.pad(right, (0, 1)), tied[1] * F.pad(down, (0, 0, 0, 1))
 
@@ -128,11 +129,11 @@ def in_front(
     outline: Tensor, # (b, 1, CELL*h, CELL*w) chance of an outline, in [0, 1]
 ) -> Tensor: # (b, 1, h', w') for each square, the larger the nearer
     "A landscape in which what covers something lies above it."
-    on, steps = F.avg_pool2d(outline, CELL), []
+    on, steps = binned(outline, CELL), []
     for pad, dim in (((ASIDE, ASIDE, 0, 0), 3), ((0, 0, ASIDE, ASIDE), 2)):
         wide = F.pad(flow, pad, mode="replicate")
         here, there = (_misfit(data, force, wide.narrow(dim, start, flow.shape[dim])) for start in (0, 2 * ASIDE))
-        up = F.avg_pool2d(torch.tanh((there - here) / CLEAR) * on, SQUARE, ceil_mode=True)
+        up = binned(torch.tanh((there - here) / CLEAR) * on, SQUARE)
         count = up.shape[dim] - 1
         steps.append(F.pad((up.narrow(dim, 0, count) + up.narrow(dim, 1, count)) / 2, (0, 1) if dim == 3 else (0, 0, 0, 1)))
     one = torch.ones_like(up)
@@ -220,23 +221,23 @@ class Guided(CLG):
         usual = trust(seen.slope2, seen.change)
         data, force = votes(seen, usual)
         tied = ties(flow, resize(first, flow.shape[-2:]), self.smoothness)
-        factor, outline = self.guide(clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9)))
+        factor, outline = self.guide(*clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9)))
         return Look(seen, usual * factor, outline, data, force, tied)
 
     def improve(self, first, second, flow, level):
         "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines, and parts it where the round before did"
         if level: return super().improve(first, second, flow, level)
-        before, brightness = flow.detach(), F.avg_pool2d(first, FINE)
+        before, brightness = flow.detach(), binned(first, FINE)
         flow = resize_flow(before if self.training else flow, [n // CELL for n in first.shape[-2:]])
         look = self.look(first, second, flow)
-        said, outline = evidence(look.seen, look.weight, FINE), F.avg_pool2d(look.outline.detach(), FINE)
+        said, outline = evidence(look.seen, look.weight, FINE), binned(look.outline.detach(), FINE)
         apart, tied = outline, look.tied
         if before.shape == said[:, :2].shape: # found in the round before, and drawn together
             apart, tied = 1 - (1 - outline) * (1 - parting(before)), [FIRM * tie for tie in tied]
-        sure, pull = tally(F.avg_pool2d(said[:, :5] * (1 - apart) ** SILENCE, CELL // FINE))
+        sure, pull = tally(binned(said[:, :5] * (1 - apart) ** SILENCE, CELL // FINE))
         flow = settle(sure, pull, part(tied, apart), flow, steps=4)
         if self.training: return Found(flow, sure, look.outline)
-        suspected = SUSPICION * F.max_pool2d(F.avg_pool2d(outline, CELL // FINE), 3, 1, 1)
+        suspected = SUSPICION * F.max_pool2d(binned(outline, CELL // FINE), 3, 1, 1)
         drawn = sided(resize_flow(flow, outline.shape[-2:]), said, brightness, resize(suspected.clamp(max=1), outline.shape[-2:]))
         return Found(drawn, sure, look.outline, in_front(flow, look.data, look.force, look.outline))
 

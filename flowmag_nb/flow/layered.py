@@ -16,7 +16,7 @@ from torch import Tensor
 from ..agree import agreed
 from .clg import CELL, Estimate, Estimator, Overlap, luma, overlap
 from .guided import SQUARE, Guided, meeting
-from ..warp import blur, pad_to_multiple, resize_flow
+from ..warp import binned, blur, pad_to_multiple, resize_flow
 
 # %% ../../nbs/core/04b_layered.ipynb #ed7176ce
 WIDTH = 0.15  # of the motion's size: how far the cells of one part lie from each other
@@ -62,7 +62,7 @@ def usual_change(
     bound = 20 * squared.median() + 1e-6
     error = (change * weight.sqrt()).clamp(-bound.sqrt(), bound.sqrt())
     power = error.square().mean() + 1e-6
-    return power, (64 * F.avg_pool2d(error, 8).square().mean() / power).clamp(1, 64)
+    return power, (64 * binned(error, 8).square().mean() / power).clamp(1, 64)
 
 # %% ../../nbs/core/04b_layered.ipynb #8ff8d30a
 RIM = 2 # px
@@ -143,7 +143,7 @@ class Layered(Estimator):
         "Motion, outlines and who is in front, of one pair"
         cells = [n // CELL for n in first.shape[-2:]]
         look, size = self.guided.look(first, second, resize_flow(guess, cells)), guess.square().sum(1).mean().sqrt() + 1e-3
-        motions = shared_motions(F.avg_pool2d(guess, CELL), F.avg_pool2d(confidence, CELL) + 0.02, WIDTH * size)
+        motions = shared_motions(binned(guess, CELL), binned(confidence, CELL) + 0.02, WIDTH * size)
         loyal, change = LOYAL * (1 - F.max_pool2d(look.outline, 5, 1, 2)) ** 2, look.seen.change
         for last in range(self.rounds)[::-1]:
             seen, (power, together) = tried(first, second, motions), usual_change(change, look.weight)

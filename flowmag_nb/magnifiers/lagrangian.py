@@ -10,7 +10,6 @@ __all__ = ['TIE', 'LOOSE', 'REACH', 'UTMOST', 'UNTOLD', 'unfold', 'move', 'line_
 from collections import deque
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..denoise import noise_level, quieter
@@ -18,7 +17,7 @@ from ..flow import check_frames, load_flow
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha
 from ..temporal import GRAIN, steady
-from ..warp import blur, invert, length, resize, resize_flow, warp
+from ..warp import binned, blur, invert, length, resize, resize_flow, warp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
 def unfold(
@@ -85,7 +84,7 @@ def line_search(
 
 
 def _everywhere(values): return values.mean((2, 3), keepdim=True)
-def _nearby(values): return blur(F.avg_pool2d(values, CELL, ceil_mode=True), REACH / CELL)
+def _nearby(values): return blur(binned(values, CELL), REACH / CELL)
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #652953f8
 def packed(
@@ -108,7 +107,7 @@ def lean(
 ) -> Estimate: # flow on half the grid, in its px, and confidence in cells
     "A motion in an eighth of its memory."
     halves = [-(-n // 2) for n in motion.flow.shape[-2:]]
-    return Estimate(resize_flow(motion.flow, halves), *(None if x is None else F.avg_pool2d(x, CELL, ceil_mode=True) for x in motion[1:]))
+    return Estimate(resize_flow(motion.flow, halves), *(None if x is None else binned(x, CELL) for x in motion[1:]))
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
 def _quieter(reference, frame):
