@@ -80,12 +80,10 @@ class Guide(nn.Module):
         nn.init.constant_(self.out.bias[(CELL * SQUARE)**2:], UNLIKELY)
 
     def forward(self, pixels, cells):
-        "(b, 3, CELL*h, CELL*w) and (b, 9, h, w) -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
-        h, w = cells.shape[-2:]
-        pixels, cells = (F.pad(x, (0, w % SQUARE * side, 0, h % SQUARE * side), mode="replicate") for x, side in ((pixels, CELL), (cells, 1)))
+        "(b, 3, CELL*h, CELL*w) and (b, 9, h, w), h and w multiples of SQUARE -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
         x = self.pixels(pixels) + self.cells(cells)
         for block in self.blocks: x = block(x)
-        said = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.1)), CELL * SQUARE)[..., :CELL*h, :CELL*w]
+        said = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.1)), CELL * SQUARE)
         return _within(said[:, :1], *self.bounds).exp(), said[:, 1:].sigmoid()
 
 
@@ -212,7 +210,7 @@ class Guided(CLG):
         if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do
 
     def look(self,
-        first: Tensor,   # (b, 1, h, w) from `luma`, sides multiples of CELL
+        first: Tensor,   # (b, 1, h, w) from `luma`, sides multiples of CELL * SQUARE
         second: Tensor,  # (b, 1, h, w)
         flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
     ) -> Look:
