@@ -20,7 +20,7 @@ from zipfile import BadZipFile, ZipFile
 
 import pandas as pd
 
-from .paths import bundled, cache_dir
+from .paths import bundled, cache_dir, replace_file
 
 # %% ../nbs/core/01_assets.ipynb #f0aba2e7
 class File(NamedTuple):
@@ -69,6 +69,8 @@ def list_assets(
     kind:str|None=None, # only this kind, for example `'clip'`
 )->pd.DataFrame: # one row per asset, indexed by name
     "Show what can be fetched, and under which licence."
+    kinds = {a.kind for a in _registry().values()}
+    if kind not in (None, *kinds): raise ValueError(f"kind must be one of {', '.join(sorted(kinds))}, got {kind!r}")
     rows = [dict(name=a.name, kind=a.kind, files=len(a.files), MB=a.size and round(a.size/1e6, 1), checksum=all(f.digest for f in a.files),
                  licence=a.licence, note=a.note) for a in _registry().values() if kind in (None, a.kind)]
     return pd.DataFrame(rows).set_index('name')
@@ -104,10 +106,10 @@ def mirror_dir(
     if not folder.is_dir(): raise FileNotFoundError(f"mirror must be an existing folder, got {folder} (argument or FLOWMAG_NB_MIRROR)")
     return folder
 
-def _find(file, mirror):
-    "Where `file` already is, or `None`"
-    places = [folder/file.path for folder in (mirror_dir(mirror), cache_dir()) if folder]
-    return next((p for p in places if p.is_file()), None)
+def _find(files, mirror):
+    "The mirror or the cache, whichever already holds all `files`, or `None`"
+    folders = mirror_dir(mirror), cache_dir()
+    return next((f for f in folders if f and all((f/file.path).is_file() for file in files)), None)
 
 # %% ../nbs/core/01_assets.ipynb #f2b768db
 def _by_hand(name, file, why):
@@ -126,7 +128,7 @@ def _fetch(url, folder, progress):
     with ZipFile(got) as archive: return Path(archive.extract(member, folder))
 
 def _download(name, file, progress):
-    "Bring `file` into the cache and give its path"
+    "Bring `file` into the cache"
     if file.url.startswith('https://drive.google.com/'): raise _by_hand(name, file, "Google Drive does not hand it to programs")
     target = cache_dir()/file.path
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,6 @@ def _download(name, file, progress):
         except (OSError, KeyError, BadZipFile) as e: raise _by_hand(name, file, f"the download failed ({type(e).__name__})") from e
         _check(got, file, name)
         shutil.move(got, target)
-    return target
 
 # %% ../nbs/core/01_assets.ipynb #8b3c6773
 def asset_path(
@@ -145,33 +146,30 @@ def asset_path(
 )->Path: # the file, or the folder of an asset with several
     "Find an asset in the mirror or the cache, or download it; its checksum is verified either way."
     asset = get_asset(name)
+    home = _find(asset.files, mirror) or cache_dir()
     for file in asset.files:
-        found = _find(file, mirror)
-        if found: _check(found, file, name)
-        else: found = _download(name, file, progress)
-    return _whole(asset, found)
-
-def _whole(asset, found):
-    "The asset's own path, from where its last file is"
-    depth = len(Path(asset.files[-1].path).parts) - len(Path(asset.path).parts)
-    return found if depth==0 else found.parents[depth-1]
+        have = home if (home/file.path).is_file() else _find([file], mirror)
+        if have: _check(have/file.path, file, name)
+        else: _download(name, file, progress)
+        if have not in (None, home): replace_file(home/file.path, lambda path: shutil.copyfile(have/file.path, path))
+    return home/asset.path
 
 def find_asset(
     name:str,                  # as listed by `list_assets`
     mirror:str|Path|None=None, # folder to look in first; default `$FLOWMAG_NB_MIRROR`
-)->Path|None: # as `asset_path`, unchecked; `None` where a file of it is missing
+)->Path|None: # as `asset_path`, unchecked; `None` where neither folder holds all of it
     "Where an asset is already, for those who can do without it."
     asset = get_asset(name)
-    found = [_find(file, mirror) for file in asset.files]
-    return _whole(asset, found[-1]) if all(found) else None
+    home = _find(asset.files, mirror)
+    return home and home/asset.path
 
 # %% ../nbs/core/01_assets.ipynb #4bc0fe77
 def _state(file, mirror):
     "`ok`, `missing`, `wrong`, or `unchecked` where no checksum is known"
-    found = _find(file, mirror)
-    if not found: return 'missing'
+    home = _find([file], mirror)
+    if not home: return 'missing'
     if not file.digest: return 'unchecked'
-    return 'ok' if _digest(found, file.digest).startswith(file.digest) else 'wrong'
+    return 'ok' if _digest(home/file.path, file.digest).startswith(file.digest) else 'wrong'
 
 def verify_assets(
     mirror:str|Path|None=None, # folder to look in first; default `$FLOWMAG_NB_MIRROR`

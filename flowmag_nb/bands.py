@@ -114,12 +114,11 @@ class ClipFilter:
         "How much of each frequency stays."
         low, high = self.band.low / self.fps, self.band.high / self.fps
         frequency = torch.fft.rfftfreq(count, dtype=torch.float64)
-        if self.band.kind == "ideal": gains = ((frequency >= low) & (frequency <= high)).double()
-        else: gains = _windowed_sinc(count, low, high)
-        if not gains[1:].any():
+        inside = (frequency >= low) & (frequency <= high)
+        if not inside[1:].any():
             raise ValueError(f"band holds none of the frequencies of {count} frames at {self.fps:g} frames/s, {self.fps / count:.3g} Hz apart: "
                              f"{self.band.low:g} to {self.band.high:g} Hz; take a longer clip or a wider band")
-        return gains
+        return inside.double() if self.band.kind == "ideal" else _windowed_sinc(count, low, high)
 
     def __call__(
         self,

@@ -26,6 +26,18 @@ def _number_or_name(reference):
     except ValueError: return reference
 
 
+def _numbers(option, text, kind=float):
+    "'1,2' as [1., 2.]"
+    try: return [kind(word) for word in text.split(",")]
+    except ValueError as e: raise ValueError(f"--{option} must be numbers separated by commas, got {text!r}") from e
+
+
+def _positive(**options):
+    "Raise unless all are above 0, or not given"
+    for name, value in options.items():
+        if value is not None and not value > 0: raise ValueError(f"--{name} must be above 0, got {value:g}")
+
+
 def _learning(clip, alpha, minutes, quiet):
     "What lets a magnifier learn from `clip` and tells what it gained"
     def prepare(magnifier):
@@ -41,7 +53,7 @@ def magnify(
     output: str,                # .mp4, .mkv (lossless), .gif, or a folder of PNG images
     *,
     alpha: float = 10.,         # how many times larger motion gets; 1 leaves the clip as it is
-    model: str = "motion",  # method, see `flowmag info`
+    model: str = "motion",      # method, name or name:option=value,..., see `flowmag info`
     weights: str | None = None, # file for a model that learns, instead of its published one
     adapt: float | None = None, # minutes in which the model may learn from the clip first, see `flowmag adapt`
     mask: str | None = None,    # grey image or .npy of the clip's size, white where motion grows
@@ -51,14 +63,16 @@ def magnify(
     batch: int | None = None,   # frames at a time, fewer need less memory
     device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
     overwrite: bool = False,    # replace an existing output
-    quiet: bool = False,        # print errors only
+    quiet: bool = False,        # print warnings and errors only
 ) -> str: # where the result is
     """Make the motion in a video larger.
 
     flowmag magnify baby.mp4 breathing.mp4 --alpha 20"""
+    from flowmag_nb.compare import parse_method
     from flowmag_nb.magnify import magnify_video
-    result = magnify_video(input, output, alpha, model, mask, _number_or_name(reference), fps=fps, capture_fps=capture_fps,
-                           batch=batch, device=device, overwrite=overwrite, progress=not quiet, **dict(weights=weights) if weights else {},
+    (name, options), given = parse_method(model), dict(weights=weights) if weights else {}
+    result = magnify_video(input, output, alpha, name, mask, _number_or_name(reference), fps=fps, capture_fps=capture_fps,
+                           batch=batch, device=device, overwrite=overwrite, progress=not quiet, **options | given,
                            prepare=None if adapt is None else _learning(input, alpha, adapt, quiet))
     if quiet: return ""
     spent = ", ".join(f"{name} {_seconds(s)}" for name, s in result.timings.items())
@@ -98,27 +112,28 @@ def target(
     feather: float = 12.,       # px over which the effect fades out around an object
     dilate: float = 0.,         # px by which objects are widened first
     resize: bool = False,       # bring masks of another size to the clip's
-    frame: str = "first",       # number of the frame in which the objects are shown
+    frame: int = 0,             # number of the frame in which the objects are shown
     show: str | None = None,    # write a picture of what was found, .png or .jpg
-    model: str = "lagrangian",  # method, see `flowmag info`
+    model: str = "lagrangian",  # method, see `flowmag info`; where it moves pixels, their motion is corrected for the object
     reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number
     batch: int | None = None,   # frames at a time, fewer need less memory
     device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
     overwrite: bool = False,    # replace an existing output
-    quiet: bool = False,        # print errors only
+    quiet: bool = False,        # print warnings and errors only
 ) -> str: # where the result is
     """Make the motion of some objects larger and leave the rest alone.
 
     flowmag target cats.mp4 cat.mp4 --box 40,216,430,310 --alpha 20 --show found.png"""
-    from flowmag_nb.magnify import pick_device, reference_index
+    from flowmag_nb.magnify import pick_device
     from flowmag_nb.segment import Segmenter, pick_method
     from flowmag_nb.target import cut_out, magnify_target
     from flowmag_nb.video import Video
     targets, video = _objects(box, point, mask, alpha), Video(input)
-    drawn, method = reference_index(_number_or_name(frame), video.frame_count) or 0, pick_method(segment, sam) if box or point else "none"
-    segmenter = Segmenter(video.frame(drawn).image, method, sam, pick_device(device))
-    if show: _save_overlay(show, segmenter.image, cut_out(video, targets, drawn, segmenter, resize=resize)[0])
-    result = magnify_target(video, output, targets, feather=feather, dilate=dilate, segment=segmenter, drawn=drawn, reference=_number_or_name(reference),
+    if not 0 <= frame < video.frame_count: raise ValueError(f"--frame must be from 0 to {video.frame_count - 1} in this clip, got {frame}")
+    method = pick_method(segment, sam) if box or point else "none"
+    segmenter = Segmenter(video.frame(frame).image, method, sam, pick_device(device))
+    if show: _save_overlay(show, segmenter.image, cut_out(video, targets, frame, segmenter, resize=resize)[0])
+    result = magnify_target(video, output, targets, feather=feather, dilate=dilate, segment=segmenter, drawn=frame, reference=_number_or_name(reference),
                             resize=resize, model=model, batch=batch, device=device, overwrite=overwrite, progress=not quiet)
     found = "" if method == "none" else f" cut out by {dict(sam='Segment Anything', grabcut='GrabCut')[method]}"
     return "" if quiet else f"{result.output}: {result.frames} frames, {len(targets)} object{'s' * (len(targets) > 1)}{found}, {_seconds(result.seconds)}"
@@ -138,8 +153,8 @@ def demo(
     *,
     output: str | None = None,  # folder; default figures/demo of a clone, else ./flowmag-demo
     alpha: float = 10.,         # how many times larger motion gets
-    model: str = "motion",  # method, see `flowmag info`
-    quiet: bool = False,        # print errors only
+    model: str = "motion",      # method, see `flowmag info`
+    quiet: bool = False,        # print warnings and errors only
 ) -> str: # the files written
     """Magnify the bundled clip: a video, an x-t slice and a still.
 
@@ -178,21 +193,22 @@ def compare_methods(
     output: str,                 # folder for film, figures and report
     *,
     alpha: float = 10.,          # how many times larger motion is to get
-    methods: str = "lagrangian,eulerian",  # name or name:option=value,... of each, see `flowmag info`
+    methods: str = "motion,eulerian", # name or name:option=value,... of each, see `flowmag info`
     judges: str = "clg",         # flow networks that measure what was achieved, clg,raft-small for example
     every: int = 1,              # look at every k-th frame
     frames: int | None = None,   # at most so many of them
     shrink: float = 1.,          # judge pictures so many times smaller, which is faster
     shelf: str | None = None,    # folder where results are kept and found again; `results` in the output without it
     device: str | None = None,   # cpu, cuda or cuda:N; a GPU is used if there is one
-    quiet: bool = False,         # print errors only
+    quiet: bool = False,         # print warnings and errors only
 ) -> str: # the table, and where the report is
     """Run several methods on one clip and judge them alike.
 
-    flowmag compare baby.mp4 baby-compared --alpha 20 --methods lagrangian,eulerian,oh2018"""
+    flowmag compare baby.mp4 baby-compared --alpha 20 --methods motion,eulerian,oh2018"""
     from flowmag_nb.compare import compare
     from flowmag_nb.report import grid_video, outputs, write_report
     from flowmag_nb.video import Video
+    _positive(every=every, frames=frames, shrink=shrink)
     folder, name = Path(output), Video(input).name
     folder.mkdir(parents=True, exist_ok=True)
     table = compare(input, methods, alpha, judges, every=every, frames=frames, shrink=shrink, folder=shelf or folder / "results", device=device, progress=not quiet)
@@ -219,7 +235,7 @@ def evaluate_methods(
     set: str = "subpixel",      # subpixel, noise (motion of 2 px), noise005 (0.05 px) or still (nothing moves)
     crf: str | None = None,     # encode the inputs by H.264 first, 18,23,28 for example; as they are without it
     light: str | None = None,   # give the frames another light, 0.01,0.04 for example: relative change of brightness
-    methods: str = "lagrangian,warp-bilinear,oh2018",  # name or name:option=value,... of each, see `flowmag info`
+    methods: str = "motion,lagrangian,warp-bilinear,oh2018", # name or name:option=value,... of each, see `flowmag info`
     judges: str = "raft-small", # flow networks that measure what was achieved
     levels: str | None = None,  # some of the set's, 0.04,0.1,1 for example
     samples: int = 20,          # per level
@@ -229,7 +245,7 @@ def evaluate_methods(
     cutouts: str | None = None, # folder of cut-out objects; computed ones without it
     shelf: str | None = None,   # folder where results are kept and found again; `results` in the output without it
     device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
-    quiet: bool = False,        # print errors only
+    quiet: bool = False,        # print warnings and errors only
 ) -> str: # the table, and where the report is
     """Run methods on rendered pairs whose truth is known.
 
@@ -239,11 +255,12 @@ def evaluate_methods(
     from flowmag_nb.plots import save_figure
     from flowmag_nb.report import show_levels, write_report
     from flowmag_nb.sets import Encoded, Lit
-    folder, chosen = Path(output), levels and [float(level) for level in levels.split(",")]
+    _positive(samples=samples, size=size)
+    folder, chosen = Path(output), levels and _numbers("levels", levels)
     scenes = _test_set(set, samples, size, seed, photos, cutouts)
     folder.mkdir(parents=True, exist_ok=True)
-    sets = [Lit(scenes, float(amount)) for amount in light.split(",")] if light else [scenes]
-    if crf: sets = [Encoded(s, int(c)) for s in sets for c in crf.split(",")]
+    sets = [Lit(scenes, amount) for amount in _numbers("light", light)] if light else [scenes]
+    if crf: sets = [Encoded(s, c) for s in sets for c in _numbers("crf", crf, int)]
     table = pd.concat([evaluate(s, methods, judges, chosen, folder=shelf or folder / "results", device=device, progress=not quiet) for s in sets], ignore_index=True)
     table.to_csv(folder / "table.csv", index=False)
     pictures = {data: {"level by level": save_figure(folder / data, show_levels(part), version=_VERSION).name} for data, part in table.groupby("data")}
@@ -259,7 +276,7 @@ def select_pairs(
     flow: str = "clg",       # flow network that measures motion; the paper took raft-large
     size: int = 512,         # px, sides of the square on which motion is measured
     short_side: int = 512,   # px, shorter side of the packed frames
-    quiet: bool = False,     # print errors only
+    quiet: bool = False,     # print warnings and errors only
 ) -> str: # how many pairs there were and are, and where
     """Find the pairs of frames in clips that are worth learning from.
 
@@ -290,11 +307,12 @@ def train_model(
     seed: int = 0,               # of the first weights and of all that is drawn
     bf16: bool = False,          # bfloat16: faster on processors and GPUs that have it
     workers: int = 0,            # processes that prepare samples
-    quiet: bool = False,         # print errors only
+    quiet: bool = False,         # print warnings and errors only
 ) -> str: # how it ended, and where the weights are
     """Train a model by a preset, or continue its training.
 
     flowmag train --preset flowmag-cpu --data pairs --out flowmag-run"""
+    _positive(steps=steps, minutes=minutes)
     from flowmag_nb.presets import train_preset
     from flowmag_nb.shards import this_process
     run = train_preset(preset, out, data, cutouts, weights=weights, seed=seed, bf16=bf16, steps=steps, minutes=minutes or float("inf"), resume=resume,
@@ -329,7 +347,7 @@ def adapt_model(
     seed: int = 0,               # of views and magnifications
     show: str | None = None,     # write a picture of a held-out frame before and after, .png or .jpg
     overwrite: bool = False,     # replace an existing output
-    quiet: bool = False,         # print errors only
+    quiet: bool = False,         # print warnings and errors only
 ) -> str: # what changed, and where the weights are
     """Let a model learn from the clip it is to magnify.
 
@@ -432,7 +450,7 @@ def reproduce(
     root: str | None = None,         # folder for results; smoke: reports/runs/smoke, else the clone
     jobs: int | None = None,         # notebooks at a time, default one per core
     force: bool = False,             # make WHAT again even if it is fresh
-    quiet: bool = False,             # print errors only
+    quiet: bool = False,             # print warnings and errors only
 ) -> str: # counts, and where the summary is
     """Make the tables and figures of the paper that are not fresh.
 

@@ -86,7 +86,7 @@ class Bumps(Move):
 
 def bumpy(
     generator: torch.Generator,
-    amount: float, # px, largest motion
+    amount: float, # px, largest motion of one place; where two overlap they add up
     size: int,     # px, side of the picture
 ) -> Move:
     "A few places swell while all else rests: a breathing flank, a pulse."
@@ -112,7 +112,7 @@ class Shot(NamedTuple):
     frame: Tensor      # (3, h, w) in [0, 1]
     flow: Tensor       # (2, h, w) px, reference to frame
     mask: Tensor       # (h, w) bool: pixels of the reference that can be seen in the frame
-    alpha: Tensor      # (), magnification that brings the largest motion to 10 px
+    alpha: Tensor      # (), 10 px / the scene's level: the largest motion, magnified, is hardly more than 10 px
     crf: Tensor        # () H.264 quality the film went through, 0: none
 
 

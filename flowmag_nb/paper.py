@@ -16,6 +16,7 @@ import pandas as pd
 from .assets import asset_path
 from .manifest import asset_state, project_dir
 from .paths import data_dir
+from .report import markdown_table
 
 # %% ../nbs/core/19a_paper.ipynb #f4c099db
 SYNTHETIC_JUDGE = "GMFlow (FlyingThings)"  # behind all tables of synthetic pairs
@@ -152,11 +153,6 @@ def rank_agreement(
     return (float(np.mean(found)) if found else np.nan), len(found)
 
 # %% ../nbs/core/19a_paper.ipynb #5993371e
-def _markdown(table):
-    "A table as Markdown"
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [table.columns, ["---"] * table.shape[1], *table.values])
-
-
 def _latex(table, caption):
     "A table as LaTeX that needs no package but longtable"
     safe = lambda text: "".join({"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$", "α": r"$\alpha$", "#": r"\#"}.get(c, c) for c in str(text))
@@ -176,7 +172,7 @@ def save_table(
     path.parent.mkdir(parents=True, exist_ok=True)
     tidy.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     listed = "\n".join(f"- {note}" for note in notes)
-    path.with_suffix(".md").write_text(f"# {caption}\n\n{_markdown(shown)}\n\n{listed}\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(f"# {caption}\n\n{markdown_table(shown)}\n\n{listed}\n", encoding="utf-8")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     style = "body{font:14px/1.4 sans-serif;margin:2em}td,th{padding:.15em .6em;border-bottom:1px solid #ddd;text-align:left}"
     path.with_suffix(".html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(caption)}</title><style>{style}</style><h1>{escape(caption)}</h1>{shown.to_html(index=False, border=0)}<ul>{items}</ul>\n', encoding="utf-8")

@@ -8,6 +8,7 @@ __all__ = ['project_root', 'code_version', 'data_dir', 'figures_dir', 'reports_d
 
 # %% ../nbs/core/00_paths.ipynb #f18fcc9d
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -106,9 +107,10 @@ def replace_file(
 )->None:
     "Let `write` make the file `path`, under another name until it is complete; on an error the old one stays."
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f'.{escape(path.name)}.*.partial'):
+    mine = f'.{path.name}.{platform.node()}'
+    for left in path.parent.glob(f'{escape(mine)}.[0-9]*.partial'):
         if not _is_running(int(left.suffixes[-2][1:])): left.unlink(missing_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    partial = path.with_name(f'{mine}.{os.getpid()}.partial')
     try:
         write(partial)
         with partial.open('rb+') as file: os.fsync(file.fileno())  # on the disk before it has its name

@@ -74,7 +74,10 @@ def open_data(
 ) -> tuple[list[Source], list[Source]]: # to train on, to look at
     "Sources of pairs from what folders hold."
     if where is None: parts = [(None, 1.)]
-    else: parts = [(Path(folder), float(weight or 1)) for folder, weight in (re.fullmatch(r"(.+?)(?::([\d.]+))?", w).groups() for w in str(where).split(","))]
+    else:
+        words = [re.fullmatch(r"(.+?)(?::([\d.]+))?", word) for word in str(where).split(",")]
+        if None in words: raise ValueError(f"data must be folders separated by commas, got {str(where)!r}")
+        parts = [(Path(word[1]), float(word[2] or 1)) for word in words]
     found = []
     for folder, weight in parts:
         if folder and not folder.is_dir(): raise FileNotFoundError(f"data must be a folder of packed pairs or of photographs, found none at {folder}")

@@ -25,7 +25,9 @@ def notebook_map(
         title, _, rest = next(c.source for c in nb.cells if c.kind=='markdown').partition('\n')
         about = re.search(r'^> ?(.*)', rest, re.M)
         short = nb.path.removeprefix('nbs/').removesuffix('.ipynb')
-        if short != 'index': rows.append(f"| [{short}]({nb.path}) | **{title.lstrip('# ')}.** {about[1] if about else ''} |")
+        title = title.lstrip('# ')
+        stop = '' if title.endswith(('?', '!')) else '.'
+        if short != 'index': rows.append(f"| [{short}]({nb.path}) | **{title}{stop}** {about[1] if about else ''} |")
     return '\n'.join(rows)
 
 # %% ../nbs/core/22_readme.ipynb #ff2d9e6e

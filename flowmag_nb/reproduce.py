@@ -235,14 +235,14 @@ def overview(
     preset: str = "smoke",             # one of `PRESETS`
     root: str | Path | None = None,    # where results are, None for `default_root`
     project: str | Path | None = None, # None for the clone
-): # DataFrame, a row per item: title, state, reason, seconds, files, comparison
+): # DataFrame, a row per item: title, state, reason, seconds, files, comparison, commit
     "Where every item stands, and why."
     import pandas as pd
     root, project, rows = Path(root) if root else default_root(preset, project), project_dir(project), []
     for name, item in read_manifest(project, preset).items():
         state, record = state_of(item, project, root), read_record(name, root)
         rows.append(dict(item=name, title=item.title, state=state.word, reason=state.reason, seconds=record.get("seconds") if state.word == "fresh" else None,
-                         files=" ".join(item.outputs) if state.word == "fresh" else "", comparison=item.comparison))
+                         files=" ".join(item.outputs) if state.word == "fresh" else "", comparison=item.comparison, commit=record.get("commit", "") if state.word == "fresh" else ""))
     return pd.DataFrame(rows).set_index("item")
 
 
@@ -269,7 +269,8 @@ def write_summary(
 ) -> Path: # reports/summary.md
     "The state of everything, for people."
     counts = ", ".join(f"{n} {word}" for word, n in table.state.value_counts().items())
-    lines = [f"# The paper, reproduced: preset {preset}", "", f"Written by `flowmag reproduce --preset {preset}`. {counts}.", "",
+    commits = ", ".join(sorted(set(table.commit) - {""}))
+    lines = [f"# The paper, reproduced: preset {preset}", "", f"Written by `flowmag reproduce --preset {preset}`{commits and f', made at commit {commits}'}. {counts}.", "",
              "| item | what | state | s | files | numbers beside the paper's, or why there are none |", "|---|---|---|---|---|---|"]
     for name, row in table[table.state != "left out"].iterrows():
         seconds = f"{row.seconds:.0f}" if row.seconds == row.seconds and row.seconds is not None else ""

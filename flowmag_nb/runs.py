@@ -29,8 +29,8 @@ class Recipe:
     "How to train."
     steps: int = 1000      # to take
     batch: int = 8         # samples a step, over all processes
-    lr: float = 3e-4       # Adam's rate at its highest
-    warmup: int = 50       # steps until there
+    lr: float = 3e-4       # Adam's rate, before warm-up and decay
+    warmup: int = 50       # steps in which it rises from 0
     final: float = 0.02    # share of it left at the last step, reached along half a cosine; 1 keeps it constant
     clip: float = 1.       # longest gradient that is followed whole
     norms: int | None = None # steps in which batch norms follow their batches, then keep the statistics they have; None: all

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from .assets import asset_path, find_asset
@@ -44,14 +43,17 @@ def check_points(
     height: int,  # px, of the picture
     width: int,   # px
     least: int = 1, # how many are needed
+    box=None,     # (x, y, width, height) px in which they must lie, too
 ) -> np.ndarray: # (n, 2)
-    "Points that lie in the picture."
+    "Points that lie in the picture, and in a box if there is one."
     try: found = np.asarray(points, float).reshape(-1, 2)
     except (TypeError, ValueError) as e: raise ValueError(f"points must be pairs x, y, got {points!r}") from e
     if len(found) < least: raise ValueError(f"points must be at least {least} pairs x, y, got {len(found)}")
     for x, y in found:
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"point {x:g},{y:g} lies outside the picture, which is {width} px wide and {height} px high")
+        if box is not None and not (box[0] <= x <= box[0] + box[2] and box[1] <= y <= box[1] + box[3]):
+            raise ValueError(f"point {x:g},{y:g} lies outside the box {','.join(f'{v:g}' for v in box)}; both must point at one object")
     return found
 
 # %% ../nbs/core/08a_segment.ipynb #f0f75873
@@ -73,7 +75,7 @@ def disk_mask(
     radius: float, # px
 ) -> Tensor: # (h, w) bool
     "The pixels around points."
-    across, down = torch.arange(width), torch.arange(height)[:, None]
+    across, down = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
     return sum((across - x)**2 + (down - y)**2 <= radius**2 for x, y in check_points(points, height, width)) > 0
 
 
@@ -82,10 +84,13 @@ def polygon_mask(
     height: int,  # px, of the picture
     width: int,   # px
 ) -> Tensor: # (h, w) bool
-    "The pixels that an outline encloses."
-    picture = Image.new("1", (width, height))
-    ImageDraw.Draw(picture).polygon([tuple(p) for p in check_points(outline, height, width, 3)], fill=1)
-    return torch.from_numpy(np.array(picture))
+    "The pixels that an outline encloses: from outside, one reaches them across an odd number of edges."
+    x, y = check_points(outline, height, width, 3).T
+    across, down, inside = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5, np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1)):
+        rows = ((down > y0) != (down > y1))[:, 0]
+        inside[rows] ^= across > x0 + (down[rows] - y0) * (x1 - x0) / (y1 - y0)
+    return torch.from_numpy(inside)
 
 # %% ../nbs/core/08a_segment.ipynb #c7ae5465
 _GRABBED = 320  # px, longest side of what GrabCut sees
@@ -127,7 +132,7 @@ def grabcut(
     small = cv2.resize(np.ascontiguousarray(image[top:bottom, left:right, ::-1]), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     marks = cv2.resize(inside[top:bottom, left:right].astype(np.uint8), small.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     marks *= cv2.GC_PR_FGD
-    seeds = [] if points is None else ((check_points(points, height, width) - (left, top)) * scale).astype(int).clip(0, np.array(small.shape[1::-1]) - 1)
+    seeds = [] if points is None else ((check_points(points, height, width, box=box) - (left, top)) * scale).astype(int).clip(0, np.array(small.shape[1::-1]) - 1)
     for seed in seeds: cv2.circle(marks, [int(v) for v in seed], max(2, _GRABBED // 80), cv2.GC_FGD, cv2.FILLED)
     if not (marks & 1).any() or (marks & 1).all(): raise ValueError("GrabCut needs some picture around the object to compare with; draw a smaller box")
     cv2.setRNGSeed(0)
@@ -208,7 +213,7 @@ class Segmenter:
         size = self.image.shape[:2]
         if box is None and points is None: raise ValueError("box or points must say where the object is")
         if box is not None: box = check_box(box, *size)
-        if points is not None: points = check_points(points, *size)
+        if points is not None: points = check_points(points, *size, box=box)
         mask = dict(sam=self._by_sam, grabcut=self._by_grabcut, none=self._literally)[self.method](box, points)
         room = (self.image.shape[0] * self.image.shape[1] / 100) if box is None else box[2] * box[3]
         if mask.sum() < 0.03 * room: warnings.warn(f"{self.method} found next to nothing there ({mask.sum()} px): look at the mask, draw a tighter box, or choose method='none'")

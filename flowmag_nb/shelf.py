@@ -90,5 +90,8 @@ def clip_hash(
     else:
         path = Path(source)
         for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-            with file.open("rb") as f: sha.update(hashlib.file_digest(f, "sha256").digest() if hasattr(hashlib, "file_digest") else f.read())
+            whole = hashlib.sha256()
+            with file.open("rb") as f:
+                while block := f.read(1 << 20): whole.update(block)
+            sha.update(whole.digest())
     return sha.hexdigest()[:12]

@@ -78,7 +78,9 @@ class PairStore(torch.utils.data.Dataset):
     def __init__(self,
         folder:str|Path, # written by `pack_pairs`
     ):
-        self.rows = [dict(row, file=path) for path in shard_files(folder) for row in self._index(path)]
+        files = shard_files(folder)
+        if any(path.suffix != ".zip" for path in files): raise ValueError(f"{folder} holds no packed pairs; pack_pairs writes them")
+        self.rows = [dict(row, file=path) for path in files for row in self._index(path)]
 
     @staticmethod
     def _index(path):

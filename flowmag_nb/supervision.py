@@ -52,7 +52,7 @@ class MotionGap(NamedTuple):
     "What an estimate of motion costs, relative to the motion's size."
     total: Tensor    # scalar
     motion: Tensor   # scalar: mean distance from the true motion, pixels that cannot be seen left out
-    ripple: Tensor   # scalar: mean slope of that distance over four pixels
+    ripple: Tensor   # scalar: mean slope of the error over four pixels, all pixels
     outline: Tensor  # scalar: cross entropy of where motions meet, 0 for estimators that do not say
 
 

@@ -267,9 +267,10 @@ def true_motion(
     fps:float,   # frames/s
 )->Motion:
     "The motion of a scene, from the very functions that paint it."
+    moving = [n for n, layer in enumerate(layers) if layer.shape is not None]
+    if not moving: raise ValueError(f"layers must hold at least one with a shape, which moves, got {len(layers)} still ones")
     y, x = np.mgrid[:size[0], :size[1]] + .5
     seen = _visible(layers, size)
-    moving = [n for n, layer in enumerate(layers) if layer.shape is not None]
     shapes = np.stack([np.stack([d*np.ones_like(x) for d in layers[n].shape(x, y)])*(seen[n] > 0) for n in moving])
     return Motion(float(fps), tuple(layers[n].name for n in moving), np.round(255*seen[moving]).astype(np.uint8),
                   shapes.astype(np.float16), np.array([layers[n].series for n in moving], np.float32))

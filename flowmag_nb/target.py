@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from itertools import cycle
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .flow import load_flow
-from .magnifiers import MAGNIFIERS, Magnifier, as_alpha, load_magnifier
+from .magnifiers import MAGNIFIERS, Magnifier, as_alpha
 from .magnifiers.lagrangian import Lagrangian
 from .magnify import MagnifyResult, magnify_video, pick_device, read_mask, reference_index
 from .segment import Segmenter, polygon_mask
@@ -284,7 +283,7 @@ def magnify_target(
     drawn: str | int = "first",        # frame on which the objects are shown
     reference: str | int = "first",    # as for `magnify_video`; the masks follow the objects there
     resize: bool = False,              # bring masks of another size to the clip's
-    flow="clg",                        # FlowNet that follows the objects
+    flow="clg",                        # FlowNet that follows the objects; for one inside the model pass model=load_magnifier(..., flow=...)
     model: str | nn.Module = "lagrangian",  # as for `magnify_video`
     device: str | torch.device | None = None, # None for a GPU if there is one
     **options,                         # of `magnify_video`, and of the model
@@ -298,9 +297,7 @@ def magnify_target(
     if _moves_pixels(model): options = {"search": True, **options}
     if fixed is not None: alpha = field(fixed).cpu()
     else:
-        alpha, name = max(t.alpha for t in targets), model
-        build = {k: options.pop(k) for k in list(options) if k not in signature(magnify_video).parameters}
-        model = Following(load_magnifier(model, device=device, **build) if isinstance(model, str) else model, field)
+        alpha = max(t.alpha for t in targets)
+        options["prepare"] = lambda magnifier, prepare=options.get("prepare"): Following(prepare(magnifier) if prepare else magnifier, field)
     result = magnify_video(source, output, alpha, model, reference=reference, device=device, **options)
-    found = dict(segment=method, feather=feather, dilate=dilate, targets=[t.name for t in targets])
-    return replace(result, model=result.model if fixed is not None else str(name), parameters={**result.parameters, **found})
+    return replace(result, parameters={**result.parameters, **dict(segment=method, feather=feather, dilate=dilate, targets=[t.name for t in targets])})

@@ -116,11 +116,12 @@ def _check_numbers(values, batch, run, folder, team):
     if file: replace_file(file, lambda partial: torch.save(dict(step=run.step, values=values, batch=batch), partial))
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     raise FloatingPointError(f"training diverged at step {run.step}: {shown}. " + (f"Its batch is kept in {file}. " if file else "")
-                             + "Look at it, or lower lr; the last checkpoint is from before")
+                             + f"Look at it, or lower lr; {'the last checkpoint is from before' if folder and (folder / 'checkpoint.pt').exists() else 'nothing was saved yet'}")
 
 # %% ../nbs/core/12_train.ipynb #a75c25c4
-def _begin(magnifier, recipe, folder, resume, team):
+def _begin(magnifier, recipe, folder, resume, steps, team):
     "A new run, or one continued from its folder"
+    if steps is not None and steps < 1: raise ValueError(f"steps must be at least 1, got {steps}")
     run, checkpoint = Run(magnifier, recipe), folder and folder / "checkpoint.pt"
     if folder:
         there = checkpoint.exists()
@@ -128,7 +129,7 @@ def _begin(magnifier, recipe, folder, resume, team):
         if there: load_checkpoint(checkpoint, run)
         folder.mkdir(parents=True, exist_ok=True)
     team.wait_for_everyone()
-    run.verdict = _verdict(run)
+    run.verdict = _verdict(run, late=steps is not None and run.step >= steps)
     return run
 
 
@@ -197,7 +198,7 @@ def train(
     steps: int | None = None,           # stop after so many, to be resumed; None: the recipe's
     minutes: float = math.inf,          # stop after so long, to be resumed
     workers: int = 0,                   # processes that prepare samples beside each one
-    guard: str | None = None,           # a term: the weights it begins with are looked at, too, and none are kept on which it costs more
+    guard: str | None = None,           # a loss term, e.g. "magnification": the starting weights are a candidate, and no later weights are kept on which this term is worse than theirs
     notes: dict | None = None,          # for the card: licence, origin of the data, ...
     progress: bool = True,              # show a bar
 ) -> Run:
@@ -205,7 +206,7 @@ def train(
     from tqdm import tqdm
     team, folder, start = _team(), folder and Path(folder), time.monotonic()
     objective = team.prepare(Objective(magnifier, loss))
-    run = _begin(magnifier, recipe, folder, resume, team)
+    run = _begin(magnifier, recipe, folder, resume, steps, team)
     before, rank, card = run.seconds, team.process_index, lambda: run_card(run, loss, sources, held_out, team.num_processes, **notes or {})
     feed = batches(Stream(sources, recipe.batch, recipe.seed), run.step, recipe.steps, rank, team.num_processes, workers)
     bar = tqdm(desc="training", total=recipe.steps, initial=run.step, disable=None if progress and team.is_main_process else True)

@@ -43,6 +43,12 @@ def check_image(
     ndim:int=3,        # wanted number of axes
 )->np.ndarray: # the same pixels, uint8
     "`image` as bytes, or an error that says what is wrong with it."
+    image = _proper(image, name, ndim)
+    return image if image.dtype == np.uint8 else (image.clip(0, 1)*255).round().astype(np.uint8)
+
+
+def _proper(image, name, ndim):
+    "`image` as it is, or the error"
     image = np.asarray(image)
     if image.ndim != ndim or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"{name} must have shape {'(t,h,w,3)' if ndim==4 else '(h,w,3)'} and hold a pixel, got {image.shape}")
@@ -51,7 +57,7 @@ def check_image(
         raise ValueError(f"{name} must be uint8 or float in [0,1], got {image.dtype}")
     if not (image.min() >= -1e-3 and image.max() <= 1.001):  # also False for NaN
         raise ValueError(f"{name} must lie in [0,1] when float, got {image.min():.4g} to {image.max():.4g}; divide by 255 or clip")
-    return (image.clip(0, 1)*255).round().astype(np.uint8)
+    return image
 
 # %% ../nbs/core/02_video.ipynb #ee38f5a5
 def to_tensor(
@@ -63,8 +69,7 @@ def to_tensor(
     if isinstance(images, (list, tuple)): images = np.stack([x.image if isinstance(x, Frame) else x for x in images])
     images = np.asarray(images)
     if images.ndim == 3: images = images[None]
-    if images.dtype.kind != "f": images = check_image(images, "images", 4)
-    batch = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.ascontiguousarray(_proper(images, "images", 4))).to(device).permute(0, 3, 1, 2)
     return batch.float().contiguous() if batch.is_floating_point() else batch.float().div_(255)
 
 

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .magnifiers import MAGNIFIERS, as_alpha, load_magnifier
+from .magnifiers import MAGNIFIERS, load_magnifier
 from .segment import Segmenter, pick_method
 from .target import Target, alpha_map, cut_out, magnify_target, overlay
 from .video import Video, to_images, to_tensor

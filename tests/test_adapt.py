@@ -1,6 +1,7 @@
 """Learning from one clip: it helps or changes nothing, twice the same, within its budget, and what is written can be read."""
 import json
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -76,10 +77,12 @@ def test_batch_norm_keeps_its_statistics_unless_told(adapted, unet, clip, throug
 
 
 def test_motion_learns_through_what_it_moves(motion, clip, through):
-    adapted = adapt(motion, clip, 10., steps=10, lr=3e-3, flow=through, pairs="random", **QUICK)
+    stiff = deepcopy(motion)  # untrained it is as good as its judge; with ties that are far too stiff it has something to gain
+    torch.nn.init.constant_(stiff.get_parameter("flow.guide.out.bias"), 6.)
+    adapted = adapt(stiff, clip, 10., steps=10, lr=1e-2, flow=through, pairs="random", **QUICK)
     assert adapted.after["loss"] < adapted.before["loss"] and adapted.after["motion_error"] <= adapted.before["motion_error"]
-    changed = {name for name, value in weights(motion).items() if not torch.equal(value, weights(adapted.magnifier)[name])}
-    assert changed == set(weights(motion))
+    changed = {name for name, value in weights(stiff).items() if not torch.equal(value, weights(adapted.magnifier)[name])}
+    assert changed == set(weights(stiff))
 
 
 def test_saved_weights_do_the_same(adapted, motion, clip, through, tmp_path):

@@ -103,7 +103,7 @@ BAD_MAGNIFY = {  # what is typed: what the answer must contain
     "good.mp4 OUT --mask red.png": "grey",
     "good.mp4 OUT --mask text.mp4": "neither an image",
     "good.mp4 OUT --reference last": "'previous'",
-    "good.mp4 OUT --reference 12": "below 12",
+    "good.mp4 OUT --reference 12": "from 0 to 11",
     "good.mp4 OUT --model exagerate": "did you mean exaggerate",
     "good.mp4 OUT --device gpu": "'cuda'",
     "good.mp4 OUT --batch 0": "at least 1",
@@ -140,7 +140,7 @@ BAD_TARGET = {
     "good.mp4 OUT --box 5,5,9,9 --alpha 0": "above 0",
     "good.mp4 OUT --box 5,5,9,9 --feather -1": "feather",
     "good.mp4 OUT --box 5,5,9,9 --segment fast": "one of auto, sam, grabcut, none",
-    "good.mp4 OUT --box 5,5,9,9 --frame 12": "below 12",
+    "good.mp4 OUT --box 5,5,9,9 --frame 12": "from 0 to 11",
     "good.mp4 OUT --box 5,5,9,9 --show no/such/place.png": "--show",
     "good.mp4 good.mp4 --box 5,5,9,9": "choose another name",
 }

@@ -113,11 +113,14 @@ class Poisoned(ThroughFlow):
 
 def test_a_loss_that_is_no_number_stops_and_leaves_its_batch(tmp_path):
     net = Nudge()
-    with pytest.raises(FloatingPointError, match="diverged at step 2: total nan.*diverged-000002-0.pt"):
+    with pytest.raises(FloatingPointError, match="diverged at step 2: total nan.*diverged-000002-0.pt.*nothing was saved yet"):
         learn(tmp_path, Poisoned(load_flow("clg", warps=1)), net)
     kept = torch.load(tmp_path / "diverged-000002-0.pt", weights_only=True)
     assert kept["step"] == 2 and kept["batch"]["frame"].shape == (4, 3, 48, 48)
     assert all(p.isfinite().all() for p in net.parameters())
+    learn(tmp_path, Idle(), minutes=0)
+    with pytest.raises(FloatingPointError, match="diverged at step 3: .*the last checkpoint is from before"):
+        learn(tmp_path, Poisoned(load_flow("clg", warps=1)), resume=True)
 
 
 class Idle(nn.Module):

@@ -81,8 +81,8 @@ class Registry:
         "Who builds `name`; a ValueError lists the known names."
         if name not in self._builders:
             near = difflib.get_close_matches(str(name), self._builders, 3, 0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(sorted(self._builders))}")
+            hint = f"did you mean {' or '.join(near)}? Known" if near else "known"
+            raise ValueError(f"unknown {self.kind} {name!r}; {hint}: {', '.join(sorted(self._builders))}")
         found = self._builders[name]
         if isinstance(found, str):
             module, attribute = found.split(":")

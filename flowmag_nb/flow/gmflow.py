@@ -75,9 +75,14 @@ def shift_mask(
     device: torch.device | None = None, # where
 ) -> Tensor: # (4, h*w/4, h*w/4): 0 within a region of the picture rolled by half a window, -100 between
     "Keep apart what only rolling made neighbours."
-    def bands(n): return torch.bucketize(torch.arange(n, device=device), torch.tensor([n//2, n - n//4], device=device), right=True)
-    region = split_windows((3*bands(size[0])[:, None] + bands(size[1]))[None, ..., None])[0, ..., 0]
+    region = split_windows(_regions(size, device)[None, ..., None])[0, ..., 0]
     return -100. * (region[:, :, None] != region[:, None])
+
+
+def _regions(size, device=None):
+    "Numbers of the nine true regions in a picture rolled by half a window, (h, w)"
+    def bands(n): return torch.bucketize(torch.arange(n, device=device), torch.tensor([n//2, n - n//4], device=device), right=True)
+    return 3*bands(size[0])[:, None] + bands(size[1])
 
 # %% ../../nbs/core/04_flow/gmflow.ipynb #590466cb
 def position_encoding(

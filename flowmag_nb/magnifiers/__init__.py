@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['MAX_ALPHA', 'MAGNIFIERS', 'register_magnifier', 'magnifier_names', 'load_magnifier', 'as_alpha', 'alpha_planes',
-           'Magnifier']
+           'Magnifier', 'flow_of']
 
 # %% ../../nbs/core/06_magnifiers/base.ipynb #e90ace2b
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..flow import Registry, check_frames
+from ..flow import Registry, check_frames, load_flow
 
 # %% ../../nbs/core/06_magnifiers/base.ipynb #e2acc9d1
 MAX_ALPHA = 1000.  # motion of 0.01 px becomes 10 px
@@ -66,6 +67,18 @@ class Magnifier(nn.Module, ABC):
     ) -> Iterator[Tensor]: # magnified batches, one for each that came in
         "Magnify a clip batch by batch; methods with a memory override this."
         for reference, frame in pairs: yield self(reference, frame, as_alpha(alpha, frame))
+
+# %% ../../nbs/core/06_magnifiers/base.ipynb #5d1e7a31
+def flow_of(
+    flow: str | nn.Module,             # name of a FlowNet, or any module that is called like one
+    weights: str | Path | None = None, # file, of a FlowNet by name
+    **options,                         # of a FlowNet by name
+) -> nn.Module: # (first, second) -> (b, 2, h, w) px
+    "The flow network that is meant."
+    if not isinstance(flow, nn.Module): return load_flow(flow, weights, **options)
+    given = [*(["weights"] if weights is not None else []), *options]
+    if given: raise TypeError(f"{', '.join(given)}: for a flow network by name only, got flow={type(flow).__name__}(...), which is taken as it is; build it with them")
+    return flow
 
 # %% ../../nbs/core/06_magnifiers/base.ipynb #cf0f2391
 MAGNIFIERS = Registry("Magnifier")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..flow import FlowNet, check_frames, load_flow
-from . import Magnifier, alpha_planes, as_alpha
+from ..flow import check_frames
+from . import Magnifier, alpha_planes, as_alpha, flow_of
 from ..video import to_images, to_tensor
 from ..warp import splat
 
@@ -41,7 +41,7 @@ class ForwardWarp(Magnifier):
     "Push the reference's pixels along `alpha` times their flow (FlowMag, appendix A7)."
     def __init__(
         self,
-        flow: FlowNet,           # estimator of the motion
+        flow: nn.Module,         # estimator of the motion, called like a FlowNet
         mode: str = "bilinear",  # 'bilinear' spreads a pixel over four, 'nearest' moves it to one
         inpaint: str = "telea",  # 'telea', 'ns', or 'none': holes stay black
         radius: float = 3.,      # px around a hole that inpainting looks at
@@ -50,7 +50,7 @@ class ForwardWarp(Magnifier):
         if mode not in ("bilinear", "nearest"): raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")
         if inpaint not in INPAINT: raise ValueError(f"inpaint must be one of {', '.join(INPAINT)}, got {inpaint!r}")
         self.flow, self.mode, self.inpaint, self.radius = flow, mode, inpaint, radius
-        self.differentiable = flow.differentiable and inpaint == "none" and mode == "bilinear"
+        self.differentiable = getattr(flow, "differentiable", True) and inpaint == "none" and mode == "bilinear"
 
     def push(
         self,
@@ -72,14 +72,14 @@ class ForwardWarp(Magnifier):
 
 # %% ../../nbs/core/06_magnifiers/forward_warp.ipynb #4e12932e
 def forward_warp(
-    weights: str | Path | None = None, # of the flow network; None is its published default
+    weights: str | Path | None = None, # of a flow network by name; None is its published default
     mode: str = "bilinear",            # 'bilinear' or 'nearest'
-    flow: str = "raft-small",          # name of a flow network
+    flow: str | nn.Module = "raft-small", # a flow network or its name
     inpaint: str = "telea",            # 'telea', 'ns' or 'none'
     radius: float = 3.,                # px
 ) -> ForwardWarp:
-    "Forward warp with a flow network by name."
-    return ForwardWarp(load_flow(flow, weights), mode, inpaint, radius)
+    "Forward warp with any flow network."
+    return ForwardWarp(flow_of(flow, weights), mode, inpaint, radius)
 
 
 warp_nearest, warp_bilinear = partial(forward_warp, mode="nearest"), partial(forward_warp, mode="bilinear")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..denoise import noise_level, quieter
-from ..flow import check_frames, load_flow
+from ..flow import check_frames
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
-from . import Magnifier, alpha_planes, as_alpha
+from . import Magnifier, alpha_planes, as_alpha, flow_of
 from ..temporal import GRAIN, steady
 from ..warp import binned, blur, invert, length, resize, resize_flow, warp
 
@@ -127,20 +127,21 @@ class Lagrangian(Magnifier):
     "Estimate the motion, scale it, move the pixels (after Liu et al. 2005)."
     def __init__(
         self,
-        weights: str | None = None,     # of the FlowNet
+        weights: str | None = None,     # of a FlowNet by name
         flow: str | nn.Module = "clg",  # a FlowNet or its name
         steady: bool = True,            # in a stream, take noise out of the motion (a few frames of delay)
         search: bool = False,           # correct the length of the motion by a `line_search` among the pixels that alpha is for
-        **options,                      # of the FlowNet
+        **options,                      # of a FlowNet by name
     ):
         super().__init__()
         self.steady, self.search = steady, search
-        self.flow = flow if isinstance(flow, nn.Module) else load_flow(flow, weights, **options)
+        self.flow = flow_of(flow, weights, **options)
         self.differentiable = getattr(self.flow, "differentiable", True)
 
     def forward(self, reference, frame, alpha):
         "`frame` with its motion from `reference` made `alpha` times as large; shapes as in `Magnifier`."
         *read, calm = _quieter(reference, frame)
+        alpha = as_alpha(alpha, frame)
         return self._moved(read[0], _shown(frame, calm, alpha), self._found(*read), alpha)
 
     def _moved(self, reference, frame, motion, alpha):

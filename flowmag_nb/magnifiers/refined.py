@@ -49,7 +49,7 @@ class Refined(Lagrangian):
 
     def forward(self, reference, frame, alpha):
         "`frame` with its motion from `reference` made `alpha` times as large; shapes as in `Magnifier`."
-        return self.repaint(reference, frame, super().forward(reference, frame, alpha), alpha)
+        return self.repaint(reference, frame, super().forward(reference, frame, alpha), as_alpha(alpha, frame))
 
     def stream(self, pairs, alpha):
         "As `lagrangian`, each picture then repainted."

@@ -120,8 +120,8 @@ class FlowMag(Magnifier):
         residual: bool = False,    # correct the frame, seeing it and its magnified difference from the reference; not as published
     ):
         super().__init__()
-        self.calls = calls
-        self.generator = UNet(6 + WAVES, width=width, depth=depth)
+        if calls is not None and calls < 1: raise ValueError(f"calls must be at least 1, got {calls}")
+        self.calls, self.generator = calls, UNet(6 + WAVES, width=width, depth=depth)
         self.register_buffer("residual", torch.tensor(True) if residual else None)  # so that files tell
         if residual:
             nn.init.zeros_(self.generator.paint.weight)
@@ -140,7 +140,7 @@ class FlowMag(Magnifier):
     def forward(self, reference, frame, alpha):
         check_frames(reference, frame)
         alpha = as_alpha(alpha, frame)
-        count = passes(alpha, self.max_alpha) if self.calls is None else torch.full((len(alpha),), self.calls)
+        count = passes(alpha, self.max_alpha) if self.calls is None else torch.full((len(alpha),), self.calls, device=alpha.device)
         factor = alpha ** (1 / count.reshape(-1, *[1] * (alpha.ndim - 1)))
         for k in range(int(count.max())):
             todo, before = count > k, frame
