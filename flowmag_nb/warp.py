@@ -71,12 +71,11 @@ def pyramid(
     image: Tensor,       # (b, c, h, w)
     levels: int,         # how many pictures
     smallest: int = 16,  # px: stop before a side gets shorter
-    multiple: int = 1,   # px: sides of the smaller ones are rounded up to multiples of it
 ) -> list[Tensor]: # finest first, each half the size of the one before
     "The picture at full, half, quarter ... size."
     out = [image]
     while len(out) < levels and min(out[-1].shape[-2:]) >= 2 * smallest:
-        out.append(resize(out[-1], tuple(multiple * math.ceil(n / (2 * multiple)) for n in out[-1].shape[-2:])))
+        out.append(resize(out[-1], tuple(math.ceil(n / 2) for n in out[-1].shape[-2:])))
     return out
 
 # %% ../nbs/core/03_warp.ipynb #b1a9ed02

@@ -372,9 +372,9 @@ class CLG(Estimator):
         "Motion, and how much of it was seen rather than continued."
         check_frames(first, second)
         levels = max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
-        pad = lambda x: pad_to_multiple(x, 2 * CELL)
+        pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
-        pyramids = [pyramid(picture, levels, multiple=CELL) for picture in (first, second)]
+        pyramids = pyramid(first, levels), pyramid(second, levels)
         warps, start = ([self.warps] * levels, None) if start is None else ([self.stream_warps] + [1] * (levels - 1), pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
