@@ -32,12 +32,6 @@ def _numbers(option, text, kind=float):
     except ValueError as e: raise ValueError(f"--{option} must be numbers separated by commas, got {text!r}") from e
 
 
-def _positive(**options):
-    "Raise unless all are above 0, or not given"
-    for name, value in options.items():
-        if value is not None and not value > 0: raise ValueError(f"--{name} must be above 0, got {value:g}")
-
-
 def _learning(clip, alpha, minutes, quiet):
     "What lets a magnifier learn from `clip` and tells what it gained"
     def prepare(magnifier):
@@ -70,9 +64,10 @@ def magnify(
     flowmag magnify baby.mp4 breathing.mp4 --alpha 20"""
     from flowmag_nb.compare import parse_method
     from flowmag_nb.magnify import magnify_video
-    (name, options), given = parse_method(model), dict(weights=weights) if weights else {}
+    name, options = parse_method(model)
+    if weights: options["weights"] = weights
     result = magnify_video(input, output, alpha, name, mask, _number_or_name(reference), fps=fps, capture_fps=capture_fps,
-                           batch=batch, device=device, overwrite=overwrite, progress=not quiet, **options | given,
+                           batch=batch, device=device, overwrite=overwrite, progress=not quiet, **options,
                            prepare=None if adapt is None else _learning(input, alpha, adapt, quiet))
     if quiet: return ""
     spent = ", ".join(f"{name} {_seconds(s)}" for name, s in result.timings.items())
@@ -208,7 +203,6 @@ def compare_methods(
     from flowmag_nb.compare import compare
     from flowmag_nb.report import grid_video, outputs, write_report
     from flowmag_nb.video import Video
-    _positive(every=every, frames=frames, shrink=shrink)
     folder, name = Path(output), Video(input).name
     folder.mkdir(parents=True, exist_ok=True)
     table = compare(input, methods, alpha, judges, every=every, frames=frames, shrink=shrink, folder=shelf or folder / "results", device=device, progress=not quiet)
@@ -255,7 +249,6 @@ def evaluate_methods(
     from flowmag_nb.plots import save_figure
     from flowmag_nb.report import show_levels, write_report
     from flowmag_nb.sets import Encoded, Lit
-    _positive(samples=samples, size=size)
     folder, chosen = Path(output), levels and _numbers("levels", levels)
     scenes = _test_set(set, samples, size, seed, photos, cutouts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,10 +305,9 @@ def train_model(
     """Train a model by a preset, or continue its training.
 
     flowmag train --preset flowmag-cpu --data pairs --out flowmag-run"""
-    _positive(steps=steps, minutes=minutes)
     from flowmag_nb.presets import train_preset
     from flowmag_nb.shards import this_process
-    run = train_preset(preset, out, data, cutouts, weights=weights, seed=seed, bf16=bf16, steps=steps, minutes=minutes or float("inf"), resume=resume,
+    run = train_preset(preset, out, data, cutouts, weights=weights, seed=seed, bf16=bf16, steps=steps, minutes=float("inf") if minutes is None else minutes, resume=resume,
                        workers=workers, progress=not quiet)
     return "" if quiet or not this_process().is_main_process else f"{run}\n{Path(out, 'weights.safetensors')}"
 

@@ -106,7 +106,7 @@ class Picked:
     ):
         if every < 1: raise ValueError(f"every must be at least 1, got {every}")
         available = ceil(video.frame_count / every)
-        self.video, self.every, self.frame_count = video, every, min(available, frames or available)
+        self.video, self.every, self.frame_count = video, every, available if frames is None else min(available, frames)
         if self.frame_count < 2: raise ValueError(f"{video.name}: motion needs two frames, got {self.frame_count} of {video.frame_count} with every={every}, frames={frames}")
         self.height, self.width, self.fps = video.height, video.width, video.fps / every
 
@@ -290,6 +290,7 @@ def compare(
     progress: bool = True,            # show a bar on a terminal
 ) -> pd.DataFrame: # a row per clip, method and judge
     "Run every method on the same frames of the same clips, and judge them alike."
+    if not shrink >= 1: raise ValueError(f"shrink must be at least 1, got {shrink:g}")
     device, shelf = pick_device(device), Shelf(folder)
     judges, videos = load_judges(judges, device), [Video(clip) for clip in (clips if isinstance(clips, (list, tuple)) else [clips])]
     picked, rows = [Picked(video, every, frames) for video in videos], []

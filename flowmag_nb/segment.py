@@ -84,13 +84,10 @@ def polygon_mask(
     height: int,  # px, of the picture
     width: int,   # px
 ) -> Tensor: # (h, w) bool
-    "The pixels that an outline encloses: from outside, one reaches them across an odd number of edges."
-    x, y = check_points(outline, height, width, 3).T
-    across, down, inside = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5, np.zeros((height, width), bool)
-    for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1)):
-        rows = ((down > y0) != (down > y1))[:, 0]
-        inside[rows] ^= across > x0 + (down[rows] - y0) * (x1 - x0) / (y1 - y0)
-    return torch.from_numpy(inside)
+    "The pixels that an outline encloses."
+    from matplotlib.path import Path as Outline
+    corners, centres = check_points(outline, height, width, 3), np.indices((height, width))[::-1].reshape(2, -1).T + 0.5
+    return torch.from_numpy(Outline(corners).contains_points(centres).reshape(height, width))
 
 # %% ../nbs/core/08a_segment.ipynb #c7ae5465
 _GRABBED = 320  # px, longest side of what GrabCut sees

@@ -148,6 +148,7 @@ class CollageSet(Dataset, ABC):
         size: int = 256,                             # px, each side
         seed: int = 0,
     ):
+        if per_level < 1: raise ValueError(f"samples per level must be at least 1, got {per_level}")
         self.stock, self.per_level, self.size, self.seed = Stock(photographs, cutouts, size), per_level, size, seed
 
     def __len__(self): return len(self.levels) * self.per_level
@@ -275,6 +276,7 @@ class Lit(Altered):
         samples: CollageSet,    # any set of `Sample`
         amount: float = 0.02,   # standard deviation of the factor's difference from 1
     ):
+        if not amount >= 0: raise ValueError(f"amount of light must be 0 or more, got {amount:g}")
         super().__init__(samples, f"lit{100 * amount:g}")
         self.amount = amount
 
