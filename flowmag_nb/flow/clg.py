@@ -357,12 +357,14 @@ class CLG(Estimator):
         smoothness: float = 2500.,  # 1/px²: 0 is Lucas-Kanade, larger ties cells more
         warps: int = 2,             # linearisations per pyramid level
         stream_warps: int = 1,      # the same on the finest one, where the motion of the frame before is known
+        stream_skip: int = 0,       # how many of the finest levels to do without there: each makes it up to twice as fast
     ):
         super().__init__()
         if weights is not None: raise ValueError(f"weights must be None, clg has none; got {weights!r}")
         if not smoothness >= 0: raise ValueError(f"smoothness must be 0 or larger, got {smoothness}")
         if min(warps, stream_warps) < 1: raise ValueError(f"warps and stream_warps must be at least 1, got {warps} and {stream_warps}")
-        self.smoothness, self.warps, self.stream_warps = smoothness, warps, stream_warps
+        if stream_skip < 0: raise ValueError(f"stream_skip must be 0 or larger, got {stream_skip}")
+        self.smoothness, self.warps, self.stream_warps, self.stream_skip = smoothness, warps, stream_warps, stream_skip
 
     def estimate(self,
         first: Tensor,                # (b, 3, h, w) in [0, 1]
@@ -374,7 +376,8 @@ class CLG(Estimator):
         levels = max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
         pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
-        pyramids = pyramid(first, levels), pyramid(second, levels)
+        skip = 0 if start is None else min(self.stream_skip, levels - 1)
+        pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
         warps, start = ([self.warps] * levels, None) if start is None else ([self.stream_warps] + [1] * (levels - 1), pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
