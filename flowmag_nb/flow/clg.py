@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'STRIP', 'AMBIENT', 'DIM', 'CELL', 'EDGE', 'TEAR',
-           'BEND', 'WEAK', 'SURE', 'LUMA', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy',
+           'BEND', 'WEAK', 'SURE', 'LUMA', 'LARGE', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy',
            'v_cycle', 'solve', 'trust', 'resample', 'ambient', 'Overlap', 'overlap', 'votes', 'tally', 'evidence',
            'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma', 'Estimator', 'CLG']
 
@@ -349,6 +349,9 @@ class Estimator(FlowNet):
         return self.estimate(first, second).flow
 
 
+LARGE = 300_000 # px: of so many, the finest level of a clip's frames tells little that the next does not
+
+
 class CLG(Estimator):
     "Combined local-global optical flow: weight-free, sub-pixel, differentiable (after Bruhn, Weickert, Schnörr 2005)."
     def __init__(
@@ -357,13 +360,13 @@ class CLG(Estimator):
         smoothness: float = 2500.,  # 1/px²: 0 is Lucas-Kanade, larger ties cells more
         warps: int = 2,             # linearisations per pyramid level
         stream_warps: int = 1,      # the same on the finest one, where the motion of the frame before is known
-        stream_skip: int = 0,       # how many of the finest levels to do without there: each makes it up to twice as fast
+        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster; None: one, in frames of `LARGE` px and more
     ):
         super().__init__()
         if weights is not None: raise ValueError(f"weights must be None, clg has none; got {weights!r}")
         if not smoothness >= 0: raise ValueError(f"smoothness must be 0 or larger, got {smoothness}")
         if min(warps, stream_warps) < 1: raise ValueError(f"warps and stream_warps must be at least 1, got {warps} and {stream_warps}")
-        if stream_skip < 0: raise ValueError(f"stream_skip must be 0 or larger, got {stream_skip}")
+        if stream_skip is not None and stream_skip < 0: raise ValueError(f"stream_skip must be 0 or larger, or None, got {stream_skip}")
         self.smoothness, self.warps, self.stream_warps, self.stream_skip = smoothness, warps, stream_warps, stream_skip
 
     def estimate(self,
@@ -374,15 +377,17 @@ class CLG(Estimator):
         "Motion, and how much of it was seen rather than continued."
         check_frames(first, second)
         levels = max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
+        skip = 0 if start is None else min(self._skipped(first), levels - 1)
         pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
-        skip = 0 if start is None else min(self.stream_skip, levels - 1)
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
         warps, start = ([self.warps] * levels, None) if start is None else ([self.stream_warps] + [1] * (levels - 1), pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
         return Estimate(crop(resize_flow(flow, whole)), crop(resize(seen / (seen + SURE), whole)), outline, front)
+
+    def _skipped(self, frame): return int(frame[0, 0].numel() >= LARGE) if self.stream_skip is None else self.stream_skip
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"

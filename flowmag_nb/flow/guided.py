@@ -201,10 +201,11 @@ class Guided(CLG):
         bounds: tuple[float, float] = (0.7, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
         warps: int = 5,                    # linearisations per pyramid level: what parts takes three more to settle
+        stream_skip: int | None = None,    # as in `CLG`
         **options,                         # of `CLG`
     ):
         if not 0 < bounds[0] < 1 < bounds[1]: raise ValueError(f"bounds must be a factor below 1 and one above, got {bounds}")
-        super().__init__(warps=warps, **options)
+        super().__init__(warps=warps, stream_skip=stream_skip, **options)
         self.guide = Guide(width, bounds)
         if weights is None and not untrained: weights = embedded("motion")
         if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do

@@ -123,7 +123,7 @@ class Layered(Estimator):
     ):
         super().__init__()
         if rounds < 1: raise ValueError(f"rounds must be at least 1, got {rounds}")
-        self.guided, self.rounds = Guided(weights, **options), rounds
+        self.guided, self.rounds = Guided(weights, **dict(stream_skip=0) | options), rounds
 
     @torch.no_grad()
     def estimate(self,
