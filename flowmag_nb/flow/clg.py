@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'STRIP', 'AMBIENT', 'DIM', 'CELL', 'EDGE', 'TEAR',
-           'BEND', 'WEAK', 'SURE', 'LUMA', 'LARGE', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy',
+           'BEND', 'WEAK', 'SURE', 'LUMA', 'AMPLE', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy',
            'v_cycle', 'solve', 'trust', 'resample', 'ambient', 'Overlap', 'overlap', 'votes', 'tally', 'evidence',
            'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma', 'Estimator', 'CLG']
 
@@ -349,7 +349,7 @@ class Estimator(FlowNet):
         return self.estimate(first, second).flow
 
 
-LARGE = 300_000 # px: of so many, the finest level of a clip's frames tells little that the next does not
+AMPLE = 300_000 # px: of so many, the finest level of a clip's frames tells little that the next does not
 
 
 class CLG(Estimator):
@@ -360,7 +360,7 @@ class CLG(Estimator):
         smoothness: float = 2500.,  # 1/px²: 0 is Lucas-Kanade, larger ties cells more
         warps: int = 2,             # linearisations per pyramid level
         stream_warps: int = 1,      # the same on the finest one, where the motion of the frame before is known
-        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster; None: one, in frames of `LARGE` px and more
+        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster; None: one, in frames of `AMPLE` px and more
     ):
         super().__init__()
         if weights is not None: raise ValueError(f"weights must be None, clg has none; got {weights!r}")
@@ -387,7 +387,7 @@ class CLG(Estimator):
         outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
         return Estimate(crop(resize_flow(flow, whole)), crop(resize(seen / (seen + SURE), whole)), outline, front)
 
-    def _skipped(self, frame): return int(frame[0, 0].numel() >= LARGE) if self.stream_skip is None else self.stream_skip
+    def _skipped(self, frame): return int(frame[0, 0].numel() >= AMPLE) if self.stream_skip is None else self.stream_skip
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"
