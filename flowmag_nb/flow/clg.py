@@ -349,7 +349,7 @@ class Estimator(FlowNet):
         return self.estimate(first, second).flow
 
 
-AMPLE = 300_000 # px: of so many, the finest level of a clip's frames tells little that the next does not
+AMPLE = 800_000 # px: the finest level of larger frames tells little that the next does not
 
 
 class CLG(Estimator):
@@ -360,7 +360,7 @@ class CLG(Estimator):
         smoothness: float = 2500.,  # 1/px²: 0 is Lucas-Kanade, larger ties cells more
         warps: int = 2,             # linearisations per pyramid level
         stream_warps: int = 1,      # the same on the finest one, where the motion of the frame before is known
-        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster; None: one, in frames of `AMPLE` px and more
+        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster; None: one, in frames of `AMPLE` px or more
     ):
         super().__init__()
         if weights is not None: raise ValueError(f"weights must be None, clg has none; got {weights!r}")
