@@ -324,6 +324,7 @@ def coarse_to_fine(
 # %% ../../nbs/core/04_flow/clg.ipynb #cc7beb15
 SURE = 10.  # 1/px² a pixel: this much evidence is half the way to certainty
 LUMA = 0.299, 0.587, 0.114
+AMPLE = 800_000 # px: the finest level of larger frames tells little that the next does not
 
 class Estimate(NamedTuple):
     flow: Tensor        # (b, 2, h, w) px
@@ -347,9 +348,6 @@ class Estimator(FlowNet):
     ) -> Tensor: # (b, 2, h, w) px
         "Motion from `first` to `second`."
         return self.estimate(first, second).flow
-
-
-AMPLE = 800_000 # px: the finest level of larger frames tells little that the next does not
 
 
 class CLG(Estimator):
@@ -377,17 +375,17 @@ class CLG(Estimator):
         "Motion, and how much of it was seen rather than continued."
         check_frames(first, second)
         levels = max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
-        skip = 0 if start is None else min(self._skipped(first), levels - 1)
         pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
+        warps, skip = [self.warps] * levels, 0
+        if start is not None:
+            skip = int(start[0, 0].numel() >= AMPLE) if self.stream_skip is None else min(self.stream_skip, levels - 1)
+            warps, start = [self.stream_warps] + [1] * (levels - 1), pad(start)[0]
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
-        warps, start = ([self.warps] * levels, None) if start is None else ([self.stream_warps] + [1] * (levels - 1), pad(start)[0])
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
         return Estimate(crop(resize_flow(flow, whole)), crop(resize(seen / (seen + SURE), whole)), outline, front)
-
-    def _skipped(self, frame): return int(frame[0, 0].numel() >= AMPLE) if self.stream_skip is None else self.stream_skip
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"
