@@ -379,7 +379,7 @@ class CLG(Estimator):
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         warps, skip = [self.warps] * levels, 0
         if start is not None:
-            skip = int(start[0, 0].numel() >= AMPLE) if self.stream_skip is None else min(self.stream_skip, levels - 1)
+            skip = min(int(start[0, 0].numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, levels - 1)
             warps, start = [self.stream_warps] + [1] * (levels - 1), pad(start)[0]
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
