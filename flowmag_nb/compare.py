@@ -31,7 +31,7 @@ from .metrics import achieved_magnification, flicker, measure, motion_error, mov
 from .paths import code_version
 from .shelf import Shelf, clip_hash, code_hash, fingerprint
 from .video import Frame, Video, VideoWriter, to_tensor
-from .warp import gradients, invert, length, resize, warp
+from .warp import gradients, invert, length, resize, warp, warp_sharp
 
 # %% ../nbs/core/15_compare.ipynb #4ef0f0ba
 _COMMA = r",(?![^(\[]*[)\]])"  # not inside brackets
@@ -318,7 +318,7 @@ TRUTH, CARRIED = "ground truth", "true motion"
 def _carried(frame, flow, alpha, order):
     "The frame, its pixels moved by what the true flow says, those in front seen"
     back = invert(alpha * flow, depth=order[:, None] + length(alpha * flow) / 1000)
-    return warp(frame, (1 - 1 / alpha) * back, "bicubic", padding_mode="border").clamp(0, 1)
+    return warp_sharp(frame, (1 - 1 / alpha) * back).clamp(0, 1)
 
 
 def _answer(method, sample, alpha):
@@ -384,7 +384,7 @@ def evaluate(
     if unknown := [level for level in levels if level not in samples.levels]:
         raise ValueError(f"levels must be some of {', '.join(map(str, samples.levels))}, got {', '.join(map(str, unknown))}")
     device, shelf = pick_device(device), Shelf(folder)
-    references = [Method(TRUTH, nn.Identity(), dict(weights="", method=TRUTH)), Method(CARRIED, nn.Identity(), dict(weights="", method=code_hash(_carried, invert)))]
+    references = [Method(TRUTH, nn.Identity(), dict(weights="", method=TRUTH)), Method(CARRIED, nn.Identity(), dict(weights="", method=code_hash(_carried, invert, warp_sharp)))]
     methods = [*references, *load_methods(methods, device)]
     judges = load_judges(judges, device)
     bar = tqdm(levels, desc=f"evaluate {samples.name}", unit="level", leave=False, disable=None if progress else True)

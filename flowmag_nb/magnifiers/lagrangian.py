@@ -16,7 +16,7 @@ from ..flow import check_frames
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha, flow_of
 from ..temporal import GRAIN, steady
-from ..warp import binned, blur, invert, length, resize, resize_flow, warp
+from ..warp import binned, blur, invert, length, resize, resize_flow, warp, warp_sharp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
 def unfold(
@@ -59,7 +59,7 @@ def move(
     front = None if motion.front is None else resize(motion.front, grid)
     back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, grid), steps=5, tolerance=0.01, depth=front)
     share = 1 - 1 / warp(alpha, back, padding_mode="border")
-    return warp(frame, resize_flow(share * back, size), "bicubic", padding_mode="border").clamp(0, 1)
+    return warp_sharp(frame, resize_flow(share * back, size)).clamp(0, 1)
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #6bb3ad2c
 REACH = 48          # px, of a neighbourhood with one gain
