@@ -384,7 +384,7 @@ def evaluate(
     if unknown := [level for level in levels if level not in samples.levels]:
         raise ValueError(f"levels must be some of {', '.join(map(str, samples.levels))}, got {', '.join(map(str, unknown))}")
     device, shelf = pick_device(device), Shelf(folder)
-    references = [Method(TRUTH, nn.Identity(), dict(weights="", method=TRUTH)), Method(CARRIED, nn.Identity(), dict(weights="", method=code_hash(_carried, invert, warp_sharp)))]
+    references = [Method(TRUTH, nn.Identity(), dict(weights="", method=TRUTH)), Method(CARRIED, nn.Identity(), dict(weights="", method=code_hash(_carried, import_module("flowmag_nb.warp"))))]
     methods = [*references, *load_methods(methods, device)]
     judges = load_judges(judges, device)
     bar = tqdm(levels, desc=f"evaluate {samples.name}", unit="level", leave=False, disable=None if progress else True)

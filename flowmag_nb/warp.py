@@ -150,9 +150,10 @@ def doubled(
     (h, w), between, strips = image.shape[-2:], _between(image), []
     runs = lambda x, dim: x.unfold(dim, between.shape[1], RUN)
     padded = F.pad(image, (LOBES - 1, LOBES + -w % RUN, LOBES - 1, LOBES + -h % RUN), mode="replicate")
-    for top in range(0, h, HIGH):
-        wide = (runs(padded[..., top:top + HIGH + 2 * LOBES - 1, :], -1) @ between.T).flatten(-2)
-        strips.append((between @ runs(wide, -2).mT).flatten(-3, -2))
+    with torch.autocast(image.device.type, enabled=False):  # bfloat16 has fewer grey levels than a picture
+        for top in range(0, h, HIGH):
+            wide = (runs(padded[..., top:top + HIGH + 2 * LOBES - 1, :], -1) @ between.T).flatten(-2)
+            strips.append((between @ runs(wide, -2).mT).flatten(-3, -2))
     return torch.cat(strips, -2)[..., :2 * h - 1, :2 * w - 1]
 
 
@@ -171,6 +172,7 @@ def warp_sharp(
     flow: Tensor,  # (b, 2, h', w') pixels, as `warp` takes it
 ) -> Tensor: # (b, c, h', w'), beyond its border the picture goes on as it ends
     "`warp` for pictures that are looked at: fine detail stays when it moves."
+    _check_flow(image, flow)
     return warp(doubled(image), pixel_grid(flow) + 2 * flow, "bicubic", padding_mode="border")
 
 # %% ../nbs/core/03_warp.ipynb #bbf9ebac
