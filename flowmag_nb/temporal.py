@@ -17,7 +17,7 @@ from .flow.clg import Estimate
 from .warp import binned, blur, resize
 
 # %% ../nbs/core/05b_temporal.ipynb #ea3bbf17
-GRAIN = 8   # px of the motion's own grid: it is compared at this resolution
+GRAIN = 8  # px: motion is compared at this resolution
 BLOCK = 2  # cells
 
 def pool(
@@ -73,17 +73,16 @@ BEHIND, AHEAD = 6, 4  # frames of a window before and after the one in question
 SHORTEST = 6          # frames that can tell noise from motion
 
 def steady(
-    motions: Iterable[tuple[Tensor, Estimate]], # (b, 3, h, w) references and the motions from them, in time order
-    grain: int = GRAIN, # px of the motions' grid, that are compared as one
+    motions: Iterable[tuple[Tensor, Estimate]], # (b, 3, h, w) references and the motions from them, on their grid or a coarser one, in time order
 ) -> Iterator[Estimate]: # a batch for each that came in, AHEAD frames later
     "The motions of a clip without what no neighbour in space and time confirms."
     waiting, seen, given = deque(), deque(), 0  # given: how many of the frames seen have been given back
-    for references, motion in chain(_numbered(motions), [(None, None)]):
+    for numbers, grain, motion in chain(_numbered(motions), [(None, None, None)]):
         if motion is not None:
-            waiting.append(motion)
-            seen.extend(zip(references, binned(motion.flow, grain)))
-        while waiting and (motion is None or len(seen) >= given + len(waiting[0].flow) + AHEAD):
-            ready = waiting.popleft()
+            waiting.append((grain, motion))
+            seen.extend(zip(numbers, binned(motion.flow, grain)))
+        while waiting and (motion is None or len(seen) >= given + len(waiting[0][1].flow) + AHEAD):
+            grain, ready = waiting.popleft()
             excess = torch.stack([_excess(list(seen), given + i) for i in range(len(ready.flow))])
             yield ready._replace(flow=ready.flow - _finer(excess, grain, ready.flow.shape[-2:]))
             given += len(ready.flow)
@@ -92,7 +91,7 @@ def steady(
 
 
 def _numbered(motions):
-    "For each frame of a batch the number of its reference, counted up where that changes; and the batch's motion"
+    "For each frame of a batch the number of its reference, counted up where that changes; how many of the motion's px are compared as one; and the motion"
     number, before = 0, None
     for references, motion in motions:
         numbers = []
@@ -100,7 +99,7 @@ def _numbered(motions):
             number += before is None or not (picture.is_set_to(before) or torch.equal(picture, before))
             numbers.append(number)
             before = picture
-        yield numbers, motion
+        yield numbers, max(round(GRAIN * motion.flow.shape[-1] / references.shape[-1]), 1), motion
 
 
 def _excess(seen, index):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MANY', 'LOBES', 'RUN', 'HIGH', 'SURFACE', 'pixel_grid', 'warp', 'resize', 'resize_flow', 'pyramid', 'binned',
-           'gradients', 'blur', 'smooth', 'length', 'doubled', 'warp_sharp', 'splat', 'fill_holes', 'invert',
+           'gradients', 'blur', 'smooth', 'length', 'highest', 'doubled', 'warp_sharp', 'splat', 'fill_holes', 'invert',
            'pad_to_multiple']
 
 # %% ../nbs/core/03_warp.ipynb #cf0bfbfa
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,16 @@ def warp(
     h, w = (max(n - 1, 1) / 2 for n in image.shape[-2:])
     grid = torch.stack([torch.add(across / w - 1, flow[:, 0], alpha=1 / w), torch.add(along[:, None] / h - 1, flow[:, 1], alpha=1 / h)], 1).movedim(1, -1)
     if torch.is_grad_enabled(): grid = grid.clamp(-1e6, 1e6).nan_to_num()
-    return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+    sample = partial(F.grid_sample, mode=mode, padding_mode=padding_mode, align_corners=True)
+    parts = _parts(image, grid.shape[1])
+    if parts == 1: return sample(image, grid)
+    return sample(image.expand(parts, -1, -1, -1), grid[0].unflatten(0, (parts, -1))).movedim(0, 1).flatten(1, 2)[None]
+
+
+def _parts(image, rows):
+    "Into how many stacks of rows to take what is sampled apart, that no thread may idle: PyTorch gives each picture of a batch to one"
+    spare = len(image) == 1 and image.device.type == "cpu" and not torch.is_grad_enabled()
+    return max(n for n in range(1, torch.get_num_threads() + 1) if rows % n == 0) if spare else 1
 
 
 def _check_flow(image, flow):
@@ -137,6 +146,17 @@ def length(
 ) -> Tensor: # (b, 1, h, w)
     "Euclidean length of each vector."
     return (flow[:, :1] ** 2 + flow[:, 1:] ** 2 + 1e-12).sqrt()
+
+# %% ../nbs/core/03_warp.ipynb #e0a1c702
+def highest(
+    image: Tensor, # (b, c, h, w)
+) -> Tensor: # (b, c, h, w)
+    "The largest of each pixel and its eight neighbours."
+    for dim, pad in ((-1, (1, 1, 0, 0)), (-2, (0, 0, 1, 1))):
+        n, padded = image.shape[dim], F.pad(image, pad, mode="replicate")
+        image = reduce(torch.maximum, (padded.narrow(dim, i, n) for i in range(3)))
+    return image
+
 
 # %% ../nbs/core/03_warp.ipynb #5ba90002
 LOBES = 3       # of the sine, to either side
@@ -248,9 +268,9 @@ def invert(
     landed, weight = splat(-displacement, displacement, "nearest", **ahead)
     inverse = fill_holes(landed, weight.clamp_max(1))
     damping = 1 / (1 + _stretch(displacement))
-    best, least = inverse, torch.full_like(inverse[:, :1], torch.inf)
+    field, best, least = torch.cat([displacement, damping], 1), inverse, torch.full_like(inverse[:, :1], torch.inf)
     for _ in range(steps + 1):
-        sampled = warp(torch.cat([displacement, damping], 1), inverse, padding_mode="border")
+        sampled = warp(field, inverse, padding_mode="border")
         miss = inverse + sampled[:, :2]
         error = length(miss.detach())
         best, least = torch.where(error < least, inverse, best), torch.minimum(error, least)
@@ -266,7 +286,7 @@ def _shown(depth, displacement):
     index, share = (part[:, 0] for part in _targets(displacement, "nearest"))
     depths = torch.where(share > 0, depth.flatten(1), -torch.inf)
     nearest = torch.full_like(depths, -torch.inf).scatter_reduce(1, index, depths, "amax").view_as(depth)
-    ahead = F.max_pool2d(nearest, 3, 1, 1).flatten(1).gather(1, index)
+    ahead = highest(nearest).flatten(1).gather(1, index)
     return (depths > ahead - SURFACE).to(depth.dtype).view_as(depth)
 
 
@@ -280,10 +300,11 @@ def pad_to_multiple(
     image: Tensor,     # (b, c, h, w)
     multiple: int,     # both sides become multiples of it
     smallest: int = 0, # px, sides at least this long
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]: # the padded picture; a function cropping any (..., H, W) back to (..., h, w)
+    unit: int = 1,     # px: what is added on top and on the left is a multiple of it
+) -> tuple[Tensor, Callable[..., Tensor]]: # the padded picture; a function cropping any (..., H, W) back to (..., h, w), or (..., H/side, W/side) to (..., h/side, w/side)
     "Repeat the border, shared evenly between opposite sides, until both sides fit."
     h, w = image.shape[-2:]
     extra_h, extra_w = (math.ceil(max(n, smallest) / multiple) * multiple - n for n in (h, w))
-    top, left = extra_h // 2, extra_w // 2
+    top, left = (extra // 2 // unit * unit for extra in (extra_h, extra_w))
     padded = F.pad(image, (left, extra_w - left, top, extra_h - top), mode="replicate")
-    return padded, lambda out: out[..., top:top+h, left:left+w]
+    return padded, lambda out, side=1: out[..., top // side:(top + h) // side, left // side:(left + w) // side]

@@ -349,6 +349,19 @@ class Estimator(FlowNet):
         "Motion from `first` to `second`."
         return self.estimate(first, second).flow
 
+    def sketch(self,
+        first: Tensor,                # (b, 3, h, w) in [0, 1]
+        second: Tensor,               # (b, 3, h, w) in [0, 1]
+        start: Tensor | None = None,  # (b, 2, ...) px of its grid: the motion of the frame before, makes it faster
+    ) -> Estimate: # each part on squares of its own, as many px wide as it was found on; in pixels where such do not tile the frame
+        "What `estimate` says, before it is brought to the frame's size."
+        raise NotImplementedError
+
+    def estimate(self, first, second, start=None):
+        "What is known of the motion from `first` to `second`, `sketch` on the frame's own grid, (b, ..., h, w)"
+        found, size = self.sketch(first, second, start), first.shape[-2:]
+        return Estimate(resize_flow(found.flow, size), *(None if x is None else resize(x, size) for x in found[1:]))
+
 
 class CLG(Estimator):
     "Combined local-global optical flow: weight-free, sub-pixel, differentiable (after Bruhn, Weickert, Schnörr 2005)."
@@ -367,25 +380,28 @@ class CLG(Estimator):
         if stream_skip is not None and stream_skip < 0: raise ValueError(f"stream_skip must be 0 or larger, or None, got {stream_skip}")
         self.smoothness, self.warps, self.stream_warps, self.stream_skip = smoothness, warps, stream_warps, stream_skip
 
-    def estimate(self,
-        first: Tensor,                # (b, 3, h, w) in [0, 1]
-        second: Tensor,               # (b, 3, h, w) in [0, 1]
-        start: Tensor | None = None,  # (b, 2, h, w) px: the motion of the frame before, makes it faster
-    ) -> Estimate: # motion and confidence
+    def sketch(self, first, second, start=None):
         "Motion, and how much of it was seen rather than continued."
         check_frames(first, second)
-        levels = max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
-        pad = lambda x: pad_to_multiple(x, CELL * 2 ** (levels - 1))
-        (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
+        size, levels = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
         warps, skip = [self.warps] * levels, 0
         if start is not None:
-            skip = min(int(start[0, 0].numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, levels - 1)
-            warps, start = [self.stream_warps] + [1] * (levels - 1), pad(start)[0]
+            skip = min(int(size.numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, levels - 1)
+            warps = [self.stream_warps] + [1] * (levels - 1)
+        multiple, unit = CELL * 2 ** (levels - 1), 2 * CELL << skip
+        pad = lambda x, side=1: pad_to_multiple(x, multiple // side, unit=unit // side)
+        (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
+        if start is not None:
+            side = size[0] // start.shape[-2]
+            if unit % side or list(size) != [side * n for n in start.shape[-2:]]: start, side = resize_flow(start, size), 1
+            start = pad(start, side)[0]
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
         flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
-        outline, front = (None if x is None else crop(resize(x, whole)) for x in said)
-        return Estimate(crop(resize_flow(flow, whole)), crop(resize(seen / (seen + SURE), whole)), outline, front)
+        def cropped(x, resized=resize):
+            side = whole[0] // x.shape[-2]
+            return crop(resized(x, whole)) if any(n % side for n in (*size, unit)) else crop(x, side)
+        return Estimate(cropped(flow, resize_flow), cropped(seen / (seen + SURE)), *(None if x is None else cropped(x) for x in said))
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"

@@ -20,7 +20,7 @@ from ..agree import agreed
 from . import load_state
 from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
 from ..paths import embedded
-from ..warp import binned, blur, length, resize, resize_flow
+from ..warp import binned, blur, highest, length, resize, resize_flow
 
 # %% ../../nbs/core/04a_guided.ipynb #14fe8309
 SMALLEST = 0.002  # cells: motions below this are not told apart by size
@@ -114,7 +114,7 @@ def meeting(
     for dim in (2, 3):
         apart = (length(flow.diff(dim=dim)) > jump + 1e-5).to(flow.dtype)
         for start in (0, 1): meet.narrow(dim, start, apart.shape[dim]).add_(apart)
-    return F.max_pool2d(meet.clamp(max=1), 3, 1, 1)
+    return highest(meet.clamp(max=1))
 
 # %% ../../nbs/core/04a_guided.ipynb #7a6f7730
 ASIDE = 2 # cells, from an outline to where motion is that of one side
@@ -236,7 +236,7 @@ class Guided(CLG):
         sure, pull = tally(binned(said[:, :5] * (1 - apart) ** SILENCE, CELL // FINE))
         flow = settle(sure, pull, part(tied, apart), flow, steps=4)
         if self.training: return Found(flow, sure, look.outline)
-        suspected = SUSPICION * F.max_pool2d(binned(outline, CELL // FINE), 3, 1, 1)
+        suspected = SUSPICION * highest(binned(outline, CELL // FINE))
         drawn = sided(resize_flow(flow, outline.shape[-2:]), said, brightness, resize(suspected.clamp(max=1), outline.shape[-2:]))
         return Found(drawn, sure, look.outline, in_front(flow, look.data, look.force, look.outline))
 

@@ -126,7 +126,7 @@ class Layered(Estimator):
         self.guided, self.rounds = Guided(weights, **dict(stream_skip=0) | options), rounds
 
     @torch.no_grad()
-    def estimate(self,
+    def sketch(self,
         first: Tensor,                # (b, 3, h, w) in [0, 1]
         second: Tensor,               # (b, 3, h, w) in [0, 1]
         start: Tensor | None = None,  # (b, 2, h, w) px: the motion of the frame before

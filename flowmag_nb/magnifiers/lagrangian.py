@@ -15,7 +15,7 @@ from ..denoise import noise_level, quieter
 from ..flow import check_frames
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha, flow_of
-from ..temporal import GRAIN, steady
+from ..temporal import steady
 from ..warp import binned, blur, invert, length, resize, resize_flow, warp, warp_sharp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
@@ -50,15 +50,16 @@ def move(
     limit: float = 1.,  # px per px, see `unfold`
 ) -> Tensor: # (b, 3, h, w) in [0, 1]
     "Show `frame` with its `motion` from the reference scaled by `alpha`."
-    size, grid, cells = frame.shape[-2:], motion.flow.shape[-2:], [-(-n // CELL) for n in frame.shape[-2:]]
-    alpha = resize(alpha_planes(alpha).expand(-1, 1, *size), grid)
-    wanted = alpha * motion.flow
+    alpha, size, grid = alpha_planes(alpha), frame.shape[-2:], motion.flow.shape[-2:]
+    if varied := alpha.shape[-1] > 1: alpha = resize(alpha, grid := [max(n, -(-side // 2)) for n, side in zip(grid, size)])
+    cells = [min(n, -(-side // CELL)) for n, side in zip(grid, size)]
+    wanted = alpha * resize_flow(motion.flow, grid)
     gross = resize_flow(wanted, cells)
     firm = (resize(motion.confidence, cells) + 0.02) * (1 + length(gross))
     if motion.outline is not None: limit = limit + LOOSE * resize(motion.outline, cells) ** 2
     front = None if motion.front is None else resize(motion.front, grid)
     back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, grid), steps=5, tolerance=0.01, depth=front)
-    share = 1 - 1 / warp(alpha, back, padding_mode="border")
+    share = 1 - 1 / (warp(alpha, back, padding_mode="border") if varied else alpha)
     return warp_sharp(frame, resize_flow(share * back, size)).clamp(0, 1)
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #6bb3ad2c
@@ -88,10 +89,13 @@ def _nearby(values): return blur(binned(values, CELL), REACH / CELL)
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #652953f8
 def lean(
     motion: Estimate,
-) -> Estimate: # flow on half the grid, in its px, and confidence in cells
+    size: tuple[int, int], # (height, width) px of the frame
+) -> Estimate: # flow on half the grid or a coarser one, in its px, the rest in cells or coarser
     "A motion in an eighth of its memory."
-    halves = [-(-n // 2) for n in motion.flow.shape[-2:]]
-    return Estimate(resize_flow(motion.flow, halves), *(None if x is None else binned(x, CELL) for x in motion[1:]))
+    whole = lambda x: tuple(x.shape[-2:]) == tuple(size)
+    flow = resize_flow(motion.flow, [-(-n // 2) for n in size]) if whole(motion.flow) else motion.flow
+    return Estimate(flow, *(binned(x, CELL) if x is not None and whole(x) else x for x in motion[1:]))
+
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
 def _quieter(reference, frame):
@@ -145,15 +149,15 @@ class Lagrangian(Magnifier):
         "The motion that is scaled; a FlowNet without a confidence is believed everywhere."
         return self._found(*_quieter(reference, frame)[:2], start)
 
-    def _found(self, reference, frame, start=None):
-        if hasattr(self.flow, "estimate"): return self.flow.estimate(reference, frame, start)
+    def _found(self, reference, frame, start=None, way="estimate"):
+        if hasattr(self.flow, way): return getattr(self.flow, way)(reference, frame, start)
         return Estimate(self.flow(reference, frame), torch.ones_like(frame[:, :1]))
 
     def stream(self, pairs, alpha):
         "Magnify a clip batch by batch, each motion found from the one before and compared with its neighbours."
         waiting = deque()
         motions = self._follow(pairs, alpha, waiting)
-        for motion in steady(motions, GRAIN // 2) if self.steady else (m for _, m in motions):
+        for motion in steady(motions) if self.steady else (m for _, m in motions):
             reference, frame, alphas = waiting.popleft()
             yield self._moved(reference, frame, motion, alphas)
 
@@ -164,6 +168,6 @@ class Lagrangian(Magnifier):
             alphas = as_alpha(alpha, frame)
             *read, calm = _quieter(reference, frame)
             waiting.append((read[0], _shown(frame, calm, alphas), alphas))
-            motion = self._found(*read, start if start is None else start.expand(len(frame), -1, -1, -1))
+            motion = self._found(*read, start if start is None else start.expand(len(frame), -1, -1, -1), "sketch")
             start = motion.flow[-1:]
-            yield reference, lean(motion)
+            yield reference, lean(motion, frame.shape[-2:])
