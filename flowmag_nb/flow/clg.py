@@ -388,7 +388,7 @@ class CLG(Estimator):
         if start is not None:
             skip = min(int(size.numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, levels - 1)
             warps = [self.stream_warps] + [1] * (levels - 1)
-        multiple, unit = CELL * 2 ** (levels - 1), 2 * CELL << skip
+        multiple, unit = CELL * 2 ** (levels - 1), CELL << skip
         pad = lambda x, side=1: pad_to_multiple(x, multiple // side, unit=unit // side)
         (first, crop), (second, _) = pad(luma(first)), pad(luma(second))
         if start is not None:
@@ -396,12 +396,14 @@ class CLG(Estimator):
             if unit % side or list(size) != [side * n for n in start.shape[-2:]]: start, side = resize_flow(start, size), 1
             start = pad(start, side)[0]
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
-        flow, data, *said = coarse_to_fine(*pyramids, self.improve, warps, start)
+        flow, data, outline, front = coarse_to_fine(*pyramids, self.improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
+        if front is not None: front = resize(front, seen.shape[-2:])
         def cropped(x, resized=resize):
+            if x is None: return None
             side = whole[0] // x.shape[-2]
             return crop(resized(x, whole)) if any(n % side for n in (*size, unit)) else crop(x, side)
-        return Estimate(cropped(flow, resize_flow), cropped(seen / (seen + SURE)), *(None if x is None else cropped(x) for x in said))
+        return Estimate(cropped(flow, resize_flow), cropped(seen / (seen + SURE)), cropped(outline), cropped(front))
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"

@@ -16,7 +16,7 @@ from ..flow import check_frames
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha, flow_of
 from ..temporal import steady
-from ..warp import binned, blur, invert, length, resize, resize_flow, warp, warp_sharp
+from ..warp import binned, blur, invert, length, resize, resize_flow, smooth, warp, warp_sharp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
 def unfold(
@@ -90,11 +90,12 @@ def _nearby(values): return blur(binned(values, CELL), REACH / CELL)
 def lean(
     motion: Estimate,
     size: tuple[int, int], # (height, width) px of the frame
-) -> Estimate: # flow on half the grid or a coarser one, in its px, the rest in cells or coarser
+) -> Estimate: # confidence in cells, flow on half cells, in their px
     "A motion in an eighth of its memory."
     whole = lambda x: tuple(x.shape[-2:]) == tuple(size)
-    flow = resize_flow(motion.flow, [-(-n // 2) for n in size]) if whole(motion.flow) else motion.flow
-    return Estimate(flow, *(binned(x, CELL) if x is not None and whole(x) else x for x in motion[1:]))
+    said = [binned(x, CELL) if x is not None and whole(x) else x for x in motion[1:]]
+    flow = resize_flow(motion.flow, [2 * n for n in said[0].shape[-2:]])
+    return Estimate(flow if whole(motion.flow) else smooth(flow, [3 / 16, 5 / 8]), *said)
 
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
