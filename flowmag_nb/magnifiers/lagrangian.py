@@ -170,6 +170,6 @@ class Lagrangian(Magnifier):
             *read, calm = _quieter(reference, frame)
             if start is None and torch.equal(reference[:1], frame[:1]): start = frame.new_zeros(1, 2, *frame.shape[-2:])
             waiting.append((read[0], _shown(frame, calm, alphas), alphas))
-            motion = self._found(*read, start if start is None else start.expand(len(frame), -1, -1, -1), "sketch")
+            motion = lean(self._found(*read, start if start is None else start.expand(len(frame), -1, -1, -1), "sketch"), frame.shape[-2:])
             start = motion.flow[-1:]
-            yield reference, lean(motion, frame.shape[-2:])
+            yield reference, motion
