@@ -357,8 +357,12 @@ class Estimator(FlowNet):
         "What `estimate` says, before it is brought to the frame's size."
         raise NotImplementedError
 
-    def estimate(self, first, second, start=None):
-        "What is known of the motion from `first` to `second`, `sketch` on the frame's own grid, (b, ..., h, w)"
+    def estimate(self,
+        first: Tensor,                # (b, 3, h, w) in [0, 1]
+        second: Tensor,               # (b, 3, h, w) in [0, 1]
+        start: Tensor | None = None,  # as in `sketch`
+    ) -> Estimate: # on the frame's grid
+        "Motion from `first` to `second`, and what else is known of it."
         found, size = self.sketch(first, second, start), first.shape[-2:]
         return Estimate(resize_flow(found.flow, size), *(None if x is None else resize(x, size) for x in found[1:]))
 

@@ -97,7 +97,6 @@ def lean(
     flow = resize_flow(motion.flow, [2 * n for n in said[0].shape[-2:]])
     return Estimate(flow if whole(motion.flow) else smooth(flow, [3 / 16, 5 / 8]), *said)
 
-
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
 def _quieter(reference, frame):
     "What motion is read from, both pictures between loud and quiet; and `frame`, quiet"
