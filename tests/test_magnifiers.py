@@ -18,3 +18,12 @@ def test_alpha(name):
     for bad in (0., -3., math.nan):
         with pytest.raises(ValueError, match="alpha must be above 0"): magnifier(reference, frame, bad)
     with pytest.raises(ValueError, match="alpha must be a number"): magnifier(reference, frame, torch.tensor([2., 3., 4.]))
+
+
+@pytest.mark.parametrize("name", ["motion", "lagrangian"])
+def test_a_small_clip_without_its_finest_levels(name):
+    "However much is to be skipped, what is left can be looked at."
+    magnifier = load_magnifier(name, stream_skip=9).requires_grad_(False)
+    frames = torch.rand(3, 1, 3, 36, 70, generator=torch.Generator().manual_seed(0))
+    shown = list(magnifier.stream([(frames[0], frame) for frame in frames], 2.))
+    assert [tuple(picture.shape) for picture in shown] == 3 * [(1, 3, 36, 70)] and all(picture.isfinite().all() for picture in shown)

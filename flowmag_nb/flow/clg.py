@@ -375,7 +375,7 @@ class CLG(Estimator):
         smoothness: float = 2500.,  # 1/px²: 0 is Lucas-Kanade, larger ties cells more
         warps: int = 2,             # linearisations per pyramid level
         stream_warps: int = 1,      # the same on the finest one, where the motion of the frame before is known
-        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster; None: one, in frames of `AMPLE` px or more
+        stream_skip: int | None = 0, # how many of the finest levels to do without there, which is faster, at most all but two; None: one, in frames of `AMPLE` px or more
     ):
         super().__init__()
         if weights is not None: raise ValueError(f"weights must be None, clg has none; got {weights!r}")
@@ -390,7 +390,7 @@ class CLG(Estimator):
         size, levels = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
         warps, skip = [self.warps] * levels, 0
         if start is not None:
-            skip = min(int(size.numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, levels - 1)
+            skip = min(int(size.numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, max(levels - 2, 0))
             warps = [self.stream_warps] + [1] * (levels - 1)
         multiple, unit = CELL * 2 ** (levels - 1), CELL << skip
         pad = lambda x, side=1: pad_to_multiple(x, multiple // side, unit=unit // side)
