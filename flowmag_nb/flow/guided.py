@@ -81,7 +81,7 @@ class Guide(nn.Module):
 
     def forward(self, pixels, cells):
         "(b, 3, CELL*h, CELL*w) and (b, 9, h, w), h and w multiples of SQUARE -> factors on trust, all > 0, and chances of an outline, both (b, 1, CELL*h, CELL*w)"
-        x = self.pixels(pixels) + self.cells(cells)
+        x = (self.pixels(pixels) + self.cells(cells)).contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU
         for block in self.blocks: x = block(x)
         said = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.1)), CELL * SQUARE)
         return _within(said[:, :1], *self.bounds).exp(), said[:, 1:].sigmoid()
@@ -234,7 +234,7 @@ class Guided(CLG):
         if before.shape == said[:, :2].shape: # found in the round before, and drawn together
             apart, tied = 1 - (1 - outline) * (1 - parting(before)), [FIRM * tie for tie in tied]
         sure, pull = tally(binned(said[:, :5] * (1 - apart) ** SILENCE, CELL // FINE))
-        flow = settle(sure, pull, part(tied, apart), flow, steps=4)
+        flow = settle(sure, pull, part(tied, apart), flow, steps=3)
         if self.training: return Found(flow, sure, look.outline)
         suspected = SUSPICION * highest(binned(outline, CELL // FINE))
         drawn = sided(resize_flow(flow, outline.shape[-2:]), said, brightness, resize(suspected.clamp(max=1), outline.shape[-2:]))
