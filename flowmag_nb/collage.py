@@ -222,7 +222,7 @@ class Photographs(Sequence):
         self,
         folder: str | Path, # searched with its subfolders, in order of their names
     ):
-        self.files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _PICTURES)
+        self.files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _PICTURES and not p.name.startswith("."))
         if not self.files: raise FileNotFoundError(f"folder must hold pictures ({', '.join(sorted(_PICTURES))}), found none below {folder}")
 
     def __len__(self): return len(self.files)

@@ -31,7 +31,7 @@ from .metrics import achieved_magnification, flicker, measure, motion_error, mov
 from .paths import code_version
 from .shelf import Shelf, clip_hash, code_hash, fingerprint
 from .video import Frame, Video, VideoWriter, to_tensor
-from .warp import gradients, invert, length, resize, warp, warp_sharp
+from .warp import invert, length, resize, warp_sharp
 
 # %% ../nbs/core/15_compare.ipynb #4ef0f0ba
 _COMMA = r",(?![^(\[]*[)\]])"  # not inside brackets
@@ -131,12 +131,9 @@ def _made(module, picked, alpha, device, spent):
     return islice(frames, 0, None, picked.every if memory else 1), clip.frame_count
 
 # %% ../nbs/core/15_compare.ipynb #2eaafea4
-_MAKING = [import_module(f"flowmag_nb.{name}") for name in ("video", "warp", "magnify")]
-
-
 def _make(method, picked, alpha, device, shelf, facts):
     "Path of the magnified frames on the shelf, and the seconds per frame it took; made now unless they are there"
-    key = dict(facts, **method.facts, alpha=alpha, every=picked.every, frames=picked.frame_count, making=code_hash(*_MAKING), kind="clip")
+    key = dict(facts, **method.facts, alpha=alpha, every=picked.every, frames=picked.frame_count, making=code_hash(import_module("flowmag_nb.magnify")), kind="clip")
     path, known = shelf.place(".mkv", **key), shelf.get(**key)
     if known and path.is_file(): return path, known["seconds"]
     spent, start = {}, perf_counter()
@@ -325,8 +322,14 @@ def _answer(method, sample, alpha):
     "What a method makes of a sample, and the seconds it took"
     if method.label == TRUTH: return sample["magnified"], np.nan
     if method.label == CARRIED: return _carried(sample["frame"], sample["flow"], alpha, sample["order"]), np.nan
-    start = perf_counter()
-    return method.module(sample["reference"], sample["frame"], alpha), perf_counter() - start
+    start = _now(alpha.device)
+    return method.module(sample["reference"], sample["frame"], alpha), _now(alpha.device) - start
+
+
+def _now(device):
+    "The time at which all that was asked of a device is done, in s"
+    if device.type == "cuda": torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 @torch.no_grad()
@@ -355,7 +358,7 @@ def _level_rows(samples, level, methods, judges, device, shelf):
     indices = range(first, first + samples.per_level)
     pixels = hashlib.sha256(b"".join(torch.as_tensor(t).numpy().tobytes() for t in samples[first])).hexdigest()
     facts = dict(data=samples.name, level=level, n=len(indices), seed=samples.seed, first=pixels, kind="sample",
-                 judging=code_hash(import_module("flowmag_nb.metrics"), warp, gradients, _level_scores))
+                 judging=code_hash(import_module("flowmag_nb.metrics"), _level_scores))
     key = lambda m, name: dict(facts, method=m.facts, judge=fingerprint(judges[name]))
     pairs = [(m, name) for m in methods for name in judges if not m.reason]
     missing = [(m, name) for m, name in pairs if shelf.get(**key(m, name)) is None]

@@ -4,24 +4,22 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'read_call', 'Item', 'read_manifest', 'project_dir', 'notebook_parameters', 'check_parameters_fit',
-           'file_sha', 'modules_behind', 'asset_state', 'facts_of', 'record_path', 'read_record', 'State', 'state_of',
-           'artefacts']
+           'file_sha', 'asset_state', 'facts_of', 'record_path', 'read_record', 'State', 'state_of', 'artefacts']
 
 # %% ../nbs/core/18a_manifest.ipynb #a1672eef
 import ast
 import csv
-import hashlib
 import json
 import re
 from difflib import get_close_matches
-from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
-from importlib.util import find_spec, resolve_name
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from .assets import get_asset, mirror_dir
 from .paths import cache_dir, project_root
+from .sources import modules_behind, sha_of, syntax_tree
 
 # %% ../nbs/core/18a_manifest.ipynb #379439b9
 PRESETS = ("smoke", "demo", "paper")
@@ -128,59 +126,11 @@ def check_parameters_fit(
         if kinds[0] is not kinds[1]: raise ValueError(f"{name}: {key} must be a {kinds[1].__name__} like {defaults[key]!r}, got {value!r}")
 
 # %% ../nbs/core/18a_manifest.ipynb #bcf880b5
-_PACKAGE = Path(__file__).parent if "__file__" in globals() else Path(find_spec("flowmag_nb").origin).parent
-
-
-def _sha(*parts): return hashlib.sha256(b"".join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()[:16]
-
-
 def file_sha(
     path: Path,
 ) -> str: # 16 hex digits
     "A hash of a file's bytes."
-    return _sha(path.read_bytes())
-
-
-def _tree(source):
-    "Syntax tree without shell lines and magics"
-    return ast.parse(re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.M))
-
-
-def _named_modules(tree, package):
-    "Dotted names below flowmag_nb that code in `package` mentions"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            yield from (base, *(f"{base}.{a.name}" for a in node.names))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str): yield from re.findall(r"flowmag_nb(?:\.\w+)+", node.value)
-
-
-def _module_file(name):
-    "File of a dotted name, `None` if it is a function or somebody else's"
-    place = _PACKAGE.joinpath(*name.split(".")[1:])
-    if not name.startswith("flowmag_nb.") or "flowmag_nb" in place.parts[len(_PACKAGE.parts):]: return None
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
-
-# %% ../nbs/core/18a_manifest.ipynb #41db4f1a
-@lru_cache(maxsize=500)
-def _module(path, _changed):
-    "Hash of a module's syntax tree, and the files it names"
-    tree = _tree(path.read_text(encoding="utf-8"))
-    package = ".".join(("flowmag_nb", *path.relative_to(_PACKAGE).parts[:-1]))
-    return _sha(ast.dump(tree)), {file for name in _named_modules(tree, package) if (file := _module_file(name))}
-
-
-def modules_behind(
-    source: str,  # of a notebook or a script
-) -> dict[str, str]: # path in the package -> hash
-    "The package's code that some code rests on."
-    todo, found = {file for name in _named_modules(_tree(source), "flowmag_nb") if (file := _module_file(name))}, {}
-    while todo:
-        path = todo.pop()
-        found[path.relative_to(_PACKAGE).as_posix()], more = _module(path, path.stat().st_mtime_ns)
-        todo |= {file for file in more if file.relative_to(_PACKAGE).as_posix() not in found}
-    return dict(sorted(found.items()))
+    return sha_of(path.read_bytes())
 
 # %% ../nbs/core/18a_manifest.ipynb #2f2c78df
 def asset_state(
@@ -189,7 +139,7 @@ def asset_state(
     "Whether an asset is here, without downloading it."
     folders = [folder for folder in (mirror_dir(), cache_dir()) if folder]
     found = [(file, next((f / file.path for f in folders if (f / file.path).is_file()), None)) for file in get_asset(name).files]
-    return None if any(path is None for _, path in found) else _sha(*(file.digest or file_sha(path) for file, path in found))
+    return None if any(path is None for _, path in found) else sha_of(*(file.digest or file_sha(path) for file, path in found))
 
 
 def _input_state(token, project, root):
@@ -224,7 +174,7 @@ def facts_of(
         state = _input_state(token.removeprefix("?"), project, root)
         if not state and token[0] != "?": raise FileNotFoundError(_absent(token))
         inputs |= state
-    return dict(notebook=_sha(ast.dump(_tree(source))), code=_sha(json.dumps(modules_behind(source))), parameters=json.loads(json.dumps(item.parameters)), inputs=inputs)
+    return dict(notebook=sha_of(ast.dump(syntax_tree(source))), code=sha_of(json.dumps(modules_behind(source))), parameters=json.loads(json.dumps(item.parameters)), inputs=inputs)
 
 # %% ../nbs/core/18a_manifest.ipynb #8c14452c
 def record_path(

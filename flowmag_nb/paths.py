@@ -30,8 +30,9 @@ def project_root()->Path|None: # the clone's top folder, `None` when there is no
 # %% ../nbs/core/00_paths.ipynb #341e14e4
 def code_version()->str: # short git commit, '-dirty' added where files were changed; '' outside a clone, and without git
     "Which state of this project is running."
-    root = shutil.which('git') and project_root()
-    asked = root and subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=root, capture_output=True, text=True)
+    root = _package_dir().parent
+    known = shutil.which('git') and (root/'settings.ini').is_file()
+    asked = known and subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=root, capture_output=True, text=True)
     return asked.stdout.strip() if asked and not asked.returncode else ''
 
 # %% ../nbs/core/00_paths.ipynb #d425116c

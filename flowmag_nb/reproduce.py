@@ -49,7 +49,7 @@ def _work(pipe, notebook, copy, parameters, threads):
         error = ""
     except papermill.PapermillExecutionError as e: error = f"{e.ename}: {e.evalue}"
     except Exception as e: error = f"{type(e).__name__}: {e}"
-    pipe.send(error)
+    pipe.send(error[:2000])  # more would wait for a reader, who waits for the end
 
 
 def check_machine_ready(

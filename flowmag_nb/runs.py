@@ -229,12 +229,12 @@ def pack_weights(
 ) -> dict: # the card
     "Copy weights in half precision, fit to travel with a package."
     state = {name: value.half() if value.is_floating_point() else value for name, value in load_file(source).items()}
-    return _write_card(Path(target), state, json.loads(Path(source).with_suffix(".json").read_text()) | dict(precision="float16") | card)
+    return _write_card(Path(target), state, json.loads(Path(source).with_suffix(".json").read_text(encoding="utf-8")) | dict(precision="float16") | card)
 
 
 def _write_card(path, state, card):
     "Weights, then a card that names them by their hash"
     replace_file(path, lambda partial: partial.write_bytes(save(state, dict(model=card["model"]))))
     card = card | dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n"))
+    replace_file(path.with_suffix(".json"), lambda partial: partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
     return card

@@ -33,7 +33,7 @@ def this_process(): # accelerate.PartialState
 # %% ../nbs/core/09a_shards.ipynb #92837471
 def _check_manifest(folder, asked):
     "Raise unless the work in `folder` is what is `asked` for"
-    there = json.loads((folder/"manifest.json").read_text())
+    there = json.loads((folder/"manifest.json").read_text(encoding="utf-8"))
     differ = [f"{key} {there.get(key)!r} there, {value!r} asked" for key, value in asked.items() if there.get(key) != value]
     if differ: raise ValueError(f"{folder} holds other work ({'; '.join(differ)}); continue with the same, or choose a new folder")
 
@@ -52,7 +52,7 @@ def run_shards(
     digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
     manifest = dict(settings, suffix=suffix, shards=count, shard_size=shard, items=f"{len(items)} ({digest})")
     if process.is_main_process and not (folder/"manifest.json").exists():
-        replace_file(folder/"manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1)))
+        replace_file(folder/"manifest.json", lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
     process.wait_for_everyone()
     _check_manifest(folder, manifest)
     for k in tqdm(range(process.process_index, count, process.num_processes), folder.name, disable=None if process.is_main_process else True):
@@ -68,7 +68,7 @@ def shard_files(
     "The results of finished work."
     folder = Path(folder)
     if not (folder/"manifest.json").is_file(): raise FileNotFoundError(f"{folder} holds no manifest.json, so nobody has worked there")
-    manifest = json.loads((folder/"manifest.json").read_text())
+    manifest = json.loads((folder/"manifest.json").read_text(encoding="utf-8"))
     files = [folder/f"{k:05}{manifest['suffix']}" for k in range(manifest["shards"])]
     missing = sum(not path.exists() for path in files)
     if missing: raise ValueError(f"{folder} is not complete, {missing} of {len(files)} shards are missing; run the same work again to continue")

@@ -9,7 +9,6 @@ __all__ = ['code_hash', 'fingerprint', 'Shelf', 'clip_hash']
 import hashlib
 import inspect
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -18,15 +17,17 @@ from torch import nn
 
 from .metrics import weights_hash
 from .paths import cache_dir, replace_file
+from .sources import modules_behind
 from .video import Video
 
 # %% ../nbs/core/14a_shelf.ipynb #05dc85af
 def _source(thing):
-    "The text that defines a function, a module or a class: its whole module, unless that is a register of others; in a notebook its methods"
+    "What defines a function, a module or a class: its whole module and those it imports, unless that is a register of others; in a notebook its methods"
     if inspect.isfunction(thing): return inspect.getsource(thing)
     module = thing if inspect.ismodule(thing) else sys.modules[thing.__module__]
     if inspect.isclass(thing) and hasattr(module, "__path__"): return inspect.getsource(thing)
-    if getattr(module, "__file__", None): return re.sub(r"(?m)^# (%%|AUTO).*", "", Path(module.__file__).read_text(encoding="utf-8"))
+    if module.__name__.startswith("flowmag_nb."): return json.dumps(modules_behind(f"import {module.__name__}", late=False))
+    if getattr(module, "__file__", None): return Path(module.__file__).read_text(encoding="utf-8")
     return "".join(inspect.getsource(f) for f in vars(thing).values() if inspect.isfunction(f))
 
 

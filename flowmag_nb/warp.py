@@ -35,6 +35,7 @@ def warp(
 ) -> Tensor: # (b, c, h', w')
     "Sample `image` at each pixel's position plus its `flow` (FlowMag, Section 3; dangeng/flowmag)."
     _check_flow(image, flow)
+    if min(image.dtype.itemsize, flow.dtype.itemsize) < 4: return warp(image.float(), flow.float(), mode, padding_mode).to(image.dtype)  # half precision cannot tell pixels apart
     across, along = (torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (flow.shape[-1], flow.shape[-2]))
     h, w = (max(n - 1, 1) / 2 for n in image.shape[-2:])
     grid = torch.stack([torch.add(across / w - 1, flow[:, 0], alpha=1 / w), torch.add(along[:, None] / h - 1, flow[:, 1], alpha=1 / h)], 1).movedim(1, -1)
@@ -89,7 +90,7 @@ def _as_matrix(change, n, how, like): return _matrix(change, n, how, like.device
 @torch.inference_mode(False)
 def _matrix(change, n, how, device, dtype):
     "What `change(image, how)` does to a column of n pixels, (m, n)"
-    return change(torch.eye(n, device=device, dtype=dtype)[None, None], how)[0, 0]
+    with torch.autocast("cpu", enabled=False): return change(torch.eye(n, dtype=torch.float64)[None, None], how)[0, 0].to(dtype).to(device)
 
 
 def resize_flow(
@@ -226,6 +227,7 @@ def warp_sharp(
 ) -> Tensor: # (b, c, h', w'), beyond its border the picture goes on as it ends
     "`warp` for pictures that are looked at: fine detail stays when it moves."
     _check_flow(image, flow)
+    flow = flow.float() if flow.dtype.itemsize < 4 else flow
     return warp(doubled(image), pixel_grid(flow) + 2 * flow, "bicubic", padding_mode="border")
 
 # %% ../nbs/core/03_warp.ipynb #bbf9ebac

@@ -339,7 +339,7 @@ def luma(
     frame: Tensor, # (b, 3, h, w) in [0, 1]
 ) -> Tensor: # (b, 1, h, w) in [0, 1]
     "What motion is read from: brightness, freed of its very finest detail."
-    return blur(torch.einsum("bchw,c->bhw", frame, frame.new_tensor(LUMA))[:, None], SOFTEN)
+    return blur(sum(weight * colour for weight, colour in zip(LUMA, frame.split(1, 1))), SOFTEN)
 
 # %% ../../nbs/core/04_flow/clg.ipynb #a51aebe8
 class Estimator(FlowNet):
