@@ -303,7 +303,8 @@ def _reader(source):
     if isinstance(source, np.ndarray): return _ArrayReader(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a path, an array (t,h,w,3) or a Video, got {type(source).__name__}")
-    path = Path(source)
+    path = Path(source).expanduser()
+    if re.match(r"\w\w+:/", str(source)): raise ValueError(f"source must be a file on this machine, got the address {source}; download it first")
     if not path.exists(): raise FileNotFoundError(f"source {path} does not exist")
     if path.is_dir():
         paths = sorted((p for p in path.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")), key=natural_key)
@@ -313,14 +314,14 @@ def _reader(source):
 
 
 def _rate(
-    fps,       # frames per second, > 0: int, float, Fraction or '30000/1001'
+    fps,       # frames per second, 1e-6 to 1e6: int, float, Fraction or '30000/1001'
     name:str,  # of the argument
 )->Fraction:
     "`fps` as a fraction; 29.97 stays 2997/100, a float 30000/1001 is recognised."
-    try: rate = Fraction(fps).limit_denominator(1001)
-    except (TypeError, ValueError, OverflowError): rate = 0
-    if rate <= 0: raise ValueError(f"{name} must be a number of frames per second above 0, got {fps!r}")
-    return rate
+    try: rate = Fraction(fps)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError): rate = 0
+    if not 1e-6 <= rate <= 1e6: raise ValueError(f"{name} must be a number of frames per second from 1e-6 to 1e6, got {fps!r}")
+    return rate.limit_denominator(1001) if rate > 1 else 1/(1/rate).limit_denominator(1001)
 
 # %% ../nbs/core/02_video.ipynb #114978c8
 class Video:
@@ -337,8 +338,8 @@ class Video:
         if isinstance(source, Video):
             if fps is None and source._fps: fps = source._fps
             source = source.source
-        self.source = source
-        self._reader = _reader(self.source)
+        self._reader = _reader(source)
+        self.source = source if isinstance(source, np.ndarray) else Path(source).expanduser()
         self._fps = None if fps is None else _rate(fps, "fps")
         self._capture_fps = None if capture_fps is None else _rate(capture_fps, "capture_fps")
         self.height, self.width = self._reader.height, self._reader.width
@@ -373,7 +374,7 @@ def _is_variable(
 @patch(as_prop=True)
 def name(self:Video)->str:
     "What to call the clip in captions and file names."
-    return "array" if isinstance(self.source, np.ndarray) else Path(self.source).name
+    return "array" if isinstance(self.source, np.ndarray) else self.source.name
 
 
 @patch(as_prop=True)
@@ -593,14 +594,14 @@ class _FolderSink:
 
 # %% ../nbs/core/02_video.ipynb #fe5d62fc
 def check_output(
-    path,                   # file or folder to be written
+    path,                   # file or folder to be written; `~` is the home folder
     source:Video|None=None, # clip it is made from
 )->Path: # `path`
     "`path` if it can be written and is not the clip itself, else an error."
-    path = Path(path)
+    path = Path(path).expanduser()
     codec = _codec(path, None)
     if source is not None and not isinstance(source.source, np.ndarray):
-        clip = Path(source.source).resolve()
+        clip = source.source.resolve()
         if path.resolve() in (clip, *clip.parents): raise ValueError(f"output {path} is or holds the input {source.source}; choose another name")
     if not path.parent.is_dir(): raise FileNotFoundError(f"folder {path.parent} for the output {path.name} does not exist; create it first")
     if not os.access(path.parent, os.W_OK): raise PermissionError(f"folder {path.parent} is not writable")
