@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from array import array
 from base64 import b64encode
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ import av.filter
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
 # %% ../nbs/core/02_video.ipynb #fbeac9fa
@@ -254,13 +255,39 @@ def natural_key(path)->list: # key for `sorted`
     return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", Path(path).name.lower())]
 
 
-def _read_image(path):
-    "The picture at `path` as (h,w,3) RGB bytes, turned upright."
+# %% ../nbs/core/02_video.ipynb #5e81c0f4
+def _eight_bits(im, path):
+    "`im`, a page of the file at `path`, in bytes if it holds more."
+    if im.mode != "F" and not im.mode.startswith("I"): return im
+    levels, top = np.asarray(im), 1 if im.mode == "F" else 65535
+    low, high = levels.min(), levels.max()
+    if not 0 <= low <= high <= top: raise ValueError(f"{path} must hold values in 0 to {top}, got {low:.6g} to {high:.6g}; scale all pictures alike")
+    if 1 < high < 4096: warnings.warn(f"{path.parent} holds 16-bit pictures with no value above 4095, nearly black; "
+                                      "if they use fewer bits, 12 say, multiply all values by 2**(16-12)")
+    return Image.fromarray((levels*255).round().astype(np.uint8) if top == 1 else (levels//256).astype(np.uint8))
+
+
+@contextmanager
+def _open_image(path):
+    "The image file at `path`, or an error that names it."
     try:
-        with Image.open(path) as im:
-            if im.mode.startswith("I"): im = Image.fromarray((np.asarray(im)//256).astype(np.uint8))  # 16-bit grey
-            return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
-    except (OSError, SyntaxError) as e: raise ValueError(f"{path} is not an image that can be read: {e}") from e
+        with Image.open(path) as im: yield im
+    except (OSError, SyntaxError, TypeError) as e: raise ValueError(f"{path} is not an image that can be read: {e}") from e
+
+
+def _pages(path):
+    "The pictures in the file at `path`, one after the other, as (h,w,3) RGB bytes, turned upright."
+    with _open_image(path) as im:
+        for page in ImageSequence.Iterator(im): yield np.asarray(_eight_bits(ImageOps.exif_transpose(page), path).convert("RGB"))
+
+
+def _read_image(path): return next(_pages(path))
+
+
+def _page_count(path):
+    "Number of pictures in the file at `path`; the depth map in a JPEG is none."
+    with _open_image(path) as im: return im.n_frames if im.format in ("TIFF", "PNG", "WEBP") else 1
+
 
 # %% ../nbs/core/02_video.ipynb #23ded175
 class _ImagesReader:
@@ -274,12 +301,23 @@ class _ImagesReader:
     def time(self, i): return None
 
     def frames(self, start=0):
-        for path in self.paths[start:]:
-            image = _read_image(path)
+        for name, image in self._named(start):
             if image.shape[:2] != (self.height, self.width):
-                raise ValueError(f"{path} is {image.shape[1]}x{image.shape[0]}, but {self.paths[0].name} "
-                                 f"is {self.width}x{self.height}; all images of a folder must have one size")
+                raise ValueError(f"{name} is {image.shape[1]}x{image.shape[0]}, but {self.paths[0].name} "
+                                 f"starts with {self.width}x{self.height}; all images of a clip must have one size")
             yield image, None
+
+    def _named(self, start): return ((path, _read_image(path)) for path in self.paths[start:])
+
+
+class _PagesReader(_ImagesReader):
+    "Frames from the pages of one image file."
+    def __init__(self, path):
+        super().__init__([path])
+        self.count = _page_count(path)
+
+    def _named(self, start):
+        return ((f"{self.paths[0]}, page {i+1},", image) for i, image in islice(enumerate(_pages(self.paths[0])), start, self.count))
 
 
 class _ArrayReader:
@@ -310,7 +348,7 @@ def _reader(source):
         paths = sorted((p for p in path.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")), key=natural_key)
         if not paths: raise ValueError(f"folder {path} holds no images ({' '.join(_IMAGES)})")
         return _ImagesReader(paths)
-    return _ImagesReader([path]) if path.suffix.lower() in _IMAGES else _FileReader(path)
+    return _PagesReader(path) if path.suffix.lower() in _IMAGES else _FileReader(path)
 
 
 def _rate(
@@ -330,7 +368,7 @@ class Video:
         return source if isinstance(source, Video) and fps is None and capture_fps is None else super().__new__(cls)
 
     def __init__(self,
-        source,           # video file, GIF, folder of images, array (t,h,w,3) uint8 or float [0,1], or a `Video` (returned as is)
+        source,           # video file, GIF, TIFF or WebP of several pages, folder of images, array (t,h,w,3) uint8 or float [0,1], or a `Video` (returned as is)
         fps=None,         # frames per second to play at; default the file's own times, 30 for images and arrays
         capture_fps=None, # frames per second the scene was filmed at, default `fps`
     ):
