@@ -121,6 +121,13 @@ def _rgb_converter():
     return convert
 
 # %% ../nbs/core/02_video.ipynb #b7a8e97a
+def _has_end(path):
+    "Whether the GIF at `path` ends with the mark that closes it, whatever zeros follow."
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return file.read().rstrip(b"\0").endswith(b";")
+
+
 @contextmanager
 def _open_file(path):
     "The container at `path` and its video stream, or an error saying what is wrong with the file."
@@ -132,6 +139,7 @@ def _open_file(path):
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if container.format.name == "tty" or not streams:
             raise ValueError(f"{path} holds no video ({'sound only' if container.streams.audio else container.format.long_name})")
+        if container.format.name == "gif" and not _has_end(path): raise ValueError(f"{path} was cut off: it lacks the mark that ends a GIF")
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 
@@ -177,6 +185,35 @@ def _promised_end(container, stream):
     if clock: return 3600*int(clock[1]) + 60*int(clock[2]) + Fraction(clock[3]) - margin
     return stream.frames*stream.time_base - margin if container.format.name == "avi" else 0
 
+# %% ../nbs/core/02_video.ipynb #a7b01c55
+def _posture(matrix, path):
+    "Degrees by which to turn a picture anticlockwise, and whether to mirror it before, by the display matrix in its file."
+    if matrix is None: return 0, False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]/2**16
+    mirrored = a*d < b*c
+    angle = -math.degrees(math.atan2(b, a)) + 180*mirrored
+    turn = round(angle/90)*90
+    if abs(angle - turn) > 1: warnings.warn(f"{path} asks to be turned by {angle:.0f} degrees; only right angles are possible, so it is turned by {turn}")
+    return turn % 360, mirrored
+
+
+def _heard(container):
+    "The sound tracks of `container` whose codec is known."
+    return [s for s in container.streams.audio if s.codec_context is not None]
+
+
+_HDR = {16: "PQ", 18: "HLG"}
+_TO_SDR = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
+
+
+def _warn_of_losses(frame, container, path):
+    "Say which sound and which colours of the file at `path` are not kept."
+    heard, curve = _heard(container), _HDR.get(int(frame.color_trc))
+    if curve: warnings.warn(f"{path} has high dynamic range ({curve}), its colours will look pale; convert it first: ffmpeg -i {path.name} -vf {_TO_SDR} sdr.mp4")
+    for s in container.streams.audio:
+        if s not in heard: warnings.warn(f"sound track {s.index} of {path} is left out, its codec is not known here; if it is wanted, convert it to AAC first")
+
+
 # %% ../nbs/core/02_video.ipynb #20720984
 class _FileReader:
     "Frames of a video file."
@@ -185,16 +222,18 @@ class _FileReader:
         with _open_file(path) as (container, stream):
             first = next(_decoded(container, stream, path), None)
             if first is None: raise ValueError(f"{path} holds no frame that can be decoded")
-            self.rotation = first.rotation % 360
+            _warn_of_losses(first, container, path)
+            self.rotation, self.mirrored = _posture(first.side_data.get("DISPLAYMATRIX"), path)
             noted = re.search(r"\bsize=(\d+)x(\d+)", container.metadata.get("comment", ""))
-            w, h = map(int, noted.groups()) if noted else (first.width, first.height)
-            self.crop = (h, w) if (first.height-h, first.width-w) in ((0,1), (1,0), (1,1)) else (first.height, first.width)
+            self.stored = first.height, first.width
+            w, h = map(int, noted.groups()) if noted else self.stored[::-1]
+            self.crop = (h, w) if (first.height-h, first.width-w) in ((0,1), (1,0), (1,1)) else self.stored
             self.height, self.width = self.crop[::-1] if self.rotation in (90, 270) else self.crop
             self.stated_fps = stream.average_rate or stream.guessed_rate or Fraction(30)
             self.tick, self.aspect = stream.time_base, stream.sample_aspect_ratio or Fraction(1)
             if self.rotation in (90, 270): self.aspect = 1/self.aspect
             self.trusted = "mp4" in container.format.name
-            self.has_audio = bool(container.streams.audio)
+            self.has_audio = bool(_heard(container))
 
     @cached_property
     def index(self): return _read_index(self.path)
@@ -219,7 +258,10 @@ def frames(self:_FileReader, start=0):
     "Pairs of image and time from frame `start` on."
     with _open_file(self.path) as (container, stream):
         frames, rgb, end = self._decoded_from(container, stream, start), _rgb_converter(), None
-        for frame in frames:
+        for i, frame in enumerate(frames, start):
+            if (frame.height, frame.width) != self.stored:
+                raise ValueError(f"{self.path} changes its size: frame {i} is {frame.width}x{frame.height}, not {self.stored[1]}x{self.stored[0]}; "
+                                 "cut it there or scale it to one size first")
             time = None if frame.pts is None else frame.pts*self.tick
             yield self._upright(rgb(frame)), time
             end = None if time is None else time + (frame.duration or 0)*self.tick
@@ -244,7 +286,8 @@ def _decoded_from(self:_FileReader, container, stream, start):
 @patch
 def _upright(self:_FileReader, image):
     "A decoded image cropped and turned as a viewer sees it."
-    return np.ascontiguousarray(np.rot90(image[:self.crop[0], :self.crop[1]], self.rotation//90))
+    image = image[:self.crop[0], :self.crop[1]]
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if self.mirrored else image, self.rotation//90))
 
 # %% ../nbs/core/02_video.ipynb #28a2ff12
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -352,13 +395,13 @@ def _reader(source):
 
 
 def _rate(
-    fps,       # frames per second, 1e-6 to 1e6: int, float, Fraction or '30000/1001'
+    fps,       # frames per second, 1e-4 to 1e6: int, float, Fraction or '30000/1001'
     name:str,  # of the argument
 )->Fraction:
     "`fps` as a fraction; 29.97 stays 2997/100, a float 30000/1001 is recognised."
     try: rate = Fraction(fps)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError): rate = 0
-    if not 1e-6 <= rate <= 1e6: raise ValueError(f"{name} must be a number of frames per second from 1e-6 to 1e6, got {fps!r}")
+    if not 1e-4 <= rate <= 1e6: raise ValueError(f"{name} must be a number of frames per second from 0.0001 to 1e6, got {fps!r}")
     return rate.limit_denominator(1001) if rate > 1 else 1/(1/rate).limit_denominator(1001)
 
 # %% ../nbs/core/02_video.ipynb #114978c8
@@ -524,7 +567,7 @@ class _Sound:
     "Copies the sound of the file at `path` into `container`, as far as asked."
     def __init__(self, path, container):
         self.source, self.container = av.open(str(path)), container
-        self.outs = {s.index: self._out(s) for s in self.source.streams.audio}
+        self.outs = {s.index: self._out(s) for s in _heard(self.source)}
         self.packets = self._packets()
         self.waiting = next(self.packets, None)
 
@@ -537,7 +580,7 @@ class _Sound:
         return self.container.add_stream("aac", rate=stream.rate, layout=layout), False
 
     def _packets(self):
-        for packet in self.source.demux(self.source.streams.audio):
+        for packet in self.source.demux(_heard(self.source)):
             out, as_is = self.outs[packet.stream.index]
             if not as_is:
                 for frame in packet.decode(): yield from out.encode(frame)
