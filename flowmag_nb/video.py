@@ -206,13 +206,12 @@ _HDR = {16: "PQ", 18: "HLG"}
 _TO_SDR = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
 
 
-def _warn_of_losses(frame, container, path):
+def _warn_of_losses(container, stream, path):
     "Say which sound and which colours of the file at `path` are not kept."
-    heard, curve = _heard(container), _HDR.get(int(frame.color_trc))
+    heard, curve = _heard(container), _HDR.get(stream.codec_context.color_trc)
     if curve: warnings.warn(f"{path} has high dynamic range ({curve}), its colours will look pale; convert it first: ffmpeg -i {path.name} -vf {_TO_SDR} sdr.mp4")
     for s in container.streams.audio:
         if s not in heard: warnings.warn(f"sound track {s.index} of {path} is left out, its codec is not known here; if it is wanted, convert it to AAC first")
-
 
 # %% ../nbs/core/02_video.ipynb #20720984
 class _FileReader:
@@ -222,7 +221,7 @@ class _FileReader:
         with _open_file(path) as (container, stream):
             first = next(_decoded(container, stream, path), None)
             if first is None: raise ValueError(f"{path} holds no frame that can be decoded")
-            _warn_of_losses(first, container, path)
+            _warn_of_losses(container, stream, path)
             self.rotation, self.mirrored = _posture(first.side_data.get("DISPLAYMATRIX"), path)
             noted = re.search(r"\bsize=(\d+)x(\d+)", container.metadata.get("comment", ""))
             self.stored = first.height, first.width
@@ -297,17 +296,17 @@ def natural_key(path)->list: # key for `sorted`
     "Order file names as people do, `frame9` before `frame10`."
     return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", Path(path).name.lower())]
 
-
 # %% ../nbs/core/02_video.ipynb #5e81c0f4
 def _eight_bits(im, path):
     "`im`, a page of the file at `path`, in bytes if it holds more."
-    if im.mode != "F" and not im.mode.startswith("I"): return im
-    levels, top = np.asarray(im), 1 if im.mode == "F" else 65535
+    if im.mode == "F": return Image.fromarray(check_image(np.dstack([im]*3), path))
+    if not im.mode.startswith("I"): return im
+    levels = np.asarray(im)
     low, high = levels.min(), levels.max()
-    if not 0 <= low <= high <= top: raise ValueError(f"{path} must hold values in 0 to {top}, got {low:.6g} to {high:.6g}; scale all pictures alike")
-    if 1 < high < 4096: warnings.warn(f"{path.parent} holds 16-bit pictures with no value above 4095, nearly black; "
+    if not 0 <= low <= high <= 65535: raise ValueError(f"{path} must hold 16 bits, 0 to 65535, got {low} to {high}; scale all pictures of the clip alike")
+    if 0 < high < 4096: warnings.warn(f"{path.parent} holds 16-bit pictures with no value above 4095, nearly black; "
                                       "if they use fewer bits, 12 say, multiply all values by 2**(16-12)")
-    return Image.fromarray((levels*255).round().astype(np.uint8) if top == 1 else (levels//256).astype(np.uint8))
+    return Image.fromarray((levels//256).astype(np.uint8))
 
 
 @contextmanager
@@ -330,7 +329,6 @@ def _read_image(path): return next(_pages(path))
 def _page_count(path):
     "Number of pictures in the file at `path`; the depth map in a JPEG is none."
     with _open_image(path) as im: return im.n_frames if im.format in ("TIFF", "PNG", "WEBP") else 1
-
 
 # %% ../nbs/core/02_video.ipynb #23ded175
 class _ImagesReader:
