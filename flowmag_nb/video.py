@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from array import array
 from base64 import b64encode
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ import av.filter
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
 # %% ../nbs/core/02_video.ipynb #fbeac9fa
@@ -120,6 +121,13 @@ def _rgb_converter():
     return convert
 
 # %% ../nbs/core/02_video.ipynb #b7a8e97a
+def _has_end(path):
+    "Whether the GIF at `path` ends with the mark that closes it, whatever zeros follow."
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return file.read().rstrip(b"\0").endswith(b";")
+
+
 @contextmanager
 def _open_file(path):
     "The container at `path` and its video stream, or an error saying what is wrong with the file."
@@ -131,6 +139,7 @@ def _open_file(path):
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if container.format.name == "tty" or not streams:
             raise ValueError(f"{path} holds no video ({'sound only' if container.streams.audio else container.format.long_name})")
+        if container.format.name == "gif" and not _has_end(path): raise ValueError(f"{path} was cut off: it lacks the mark that ends a GIF")
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 
@@ -176,6 +185,34 @@ def _promised_end(container, stream):
     if clock: return 3600*int(clock[1]) + 60*int(clock[2]) + Fraction(clock[3]) - margin
     return stream.frames*stream.time_base - margin if container.format.name == "avi" else 0
 
+# %% ../nbs/core/02_video.ipynb #a7b01c55
+def _posture(matrix, path):
+    "Degrees by which to turn a picture anticlockwise, and whether to mirror it before, by the display matrix in its file."
+    if matrix is None: return 0, False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]/2**16
+    mirrored = a*d < b*c
+    angle = -math.degrees(math.atan2(b, a)) + 180*mirrored
+    turn = round(angle/90)*90
+    if abs(angle - turn) > 1: warnings.warn(f"{path} asks to be turned by {angle:.0f} degrees; only right angles are possible, so it is turned by {turn}")
+    return turn % 360, mirrored
+
+
+def _heard(container):
+    "The sound tracks of `container` whose codec is known."
+    return [s for s in container.streams.audio if s.codec_context is not None]
+
+
+_HDR = {16: "PQ", 18: "HLG"}
+_TO_SDR = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
+
+
+def _warn_of_losses(container, stream, path):
+    "Say which sound and which colours of the file at `path` are not kept."
+    heard, curve = _heard(container), _HDR.get(stream.codec_context.color_trc)
+    if curve: warnings.warn(f"{path} has high dynamic range ({curve}), its colours will look pale; convert it first: ffmpeg -i {path.name} -vf {_TO_SDR} sdr.mp4")
+    for s in container.streams.audio:
+        if s not in heard: warnings.warn(f"sound track {s.index} of {path} is left out, its codec is not known here; if it is wanted, convert it to AAC first")
+
 # %% ../nbs/core/02_video.ipynb #20720984
 class _FileReader:
     "Frames of a video file."
@@ -184,16 +221,18 @@ class _FileReader:
         with _open_file(path) as (container, stream):
             first = next(_decoded(container, stream, path), None)
             if first is None: raise ValueError(f"{path} holds no frame that can be decoded")
-            self.rotation = first.rotation % 360
+            _warn_of_losses(container, stream, path)
+            self.rotation, self.mirrored = _posture(first.side_data.get("DISPLAYMATRIX"), path)
             noted = re.search(r"\bsize=(\d+)x(\d+)", container.metadata.get("comment", ""))
-            w, h = map(int, noted.groups()) if noted else (first.width, first.height)
-            self.crop = (h, w) if (first.height-h, first.width-w) in ((0,1), (1,0), (1,1)) else (first.height, first.width)
+            self.stored = first.height, first.width
+            w, h = map(int, noted.groups()) if noted else self.stored[::-1]
+            self.crop = (h, w) if (first.height-h, first.width-w) in ((0,1), (1,0), (1,1)) else self.stored
             self.height, self.width = self.crop[::-1] if self.rotation in (90, 270) else self.crop
             self.stated_fps = stream.average_rate or stream.guessed_rate or Fraction(30)
             self.tick, self.aspect = stream.time_base, stream.sample_aspect_ratio or Fraction(1)
             if self.rotation in (90, 270): self.aspect = 1/self.aspect
             self.trusted = "mp4" in container.format.name
-            self.has_audio = bool(container.streams.audio)
+            self.has_audio = bool(_heard(container))
 
     @cached_property
     def index(self): return _read_index(self.path)
@@ -218,7 +257,10 @@ def frames(self:_FileReader, start=0):
     "Pairs of image and time from frame `start` on."
     with _open_file(self.path) as (container, stream):
         frames, rgb, end = self._decoded_from(container, stream, start), _rgb_converter(), None
-        for frame in frames:
+        for i, frame in enumerate(frames, start):
+            if (frame.height, frame.width) != self.stored:
+                raise ValueError(f"{self.path} changes its size: frame {i} is {frame.width}x{frame.height}, not {self.stored[1]}x{self.stored[0]}; "
+                                 "cut it there or scale it to one size first")
             time = None if frame.pts is None else frame.pts*self.tick
             yield self._upright(rgb(frame)), time
             end = None if time is None else time + (frame.duration or 0)*self.tick
@@ -243,7 +285,8 @@ def _decoded_from(self:_FileReader, container, stream, start):
 @patch
 def _upright(self:_FileReader, image):
     "A decoded image cropped and turned as a viewer sees it."
-    return np.ascontiguousarray(np.rot90(image[:self.crop[0], :self.crop[1]], self.rotation//90))
+    image = image[:self.crop[0], :self.crop[1]]
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if self.mirrored else image, self.rotation//90))
 
 # %% ../nbs/core/02_video.ipynb #28a2ff12
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -253,14 +296,39 @@ def natural_key(path)->list: # key for `sorted`
     "Order file names as people do, `frame9` before `frame10`."
     return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", Path(path).name.lower())]
 
+# %% ../nbs/core/02_video.ipynb #5e81c0f4
+def _eight_bits(im, path):
+    "`im`, a page of the file at `path`, in bytes if it holds more."
+    if im.mode == "F": return Image.fromarray(check_image(np.dstack([im]*3), path))
+    if not im.mode.startswith("I"): return im
+    levels = np.asarray(im)
+    low, high = levels.min(), levels.max()
+    if not 0 <= low <= high <= 65535: raise ValueError(f"{path} must hold 16 bits, 0 to 65535, got {low} to {high}; scale all pictures of the clip alike")
+    if 0 < high < 4096: warnings.warn(f"{path.parent} holds 16-bit pictures with no value above 4095, nearly black; "
+                                      "if they use fewer bits, 12 say, multiply all values by 2**(16-12)")
+    return Image.fromarray((levels//256).astype(np.uint8))
 
-def _read_image(path):
-    "The picture at `path` as (h,w,3) RGB bytes, turned upright."
+
+@contextmanager
+def _open_image(path):
+    "The image file at `path`, or an error that names it."
     try:
-        with Image.open(path) as im:
-            if im.mode.startswith("I"): im = Image.fromarray((np.asarray(im)//256).astype(np.uint8))  # 16-bit grey
-            return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
-    except (OSError, SyntaxError) as e: raise ValueError(f"{path} is not an image that can be read: {e}") from e
+        with Image.open(path) as im: yield im
+    except (OSError, SyntaxError, TypeError) as e: raise ValueError(f"{path} is not an image that can be read: {e}") from e
+
+
+def _pages(path):
+    "The pictures in the file at `path`, one after the other, as (h,w,3) RGB bytes, turned upright."
+    with _open_image(path) as im:
+        for page in ImageSequence.Iterator(im): yield np.asarray(_eight_bits(ImageOps.exif_transpose(page), path).convert("RGB"))
+
+
+def _read_image(path): return next(_pages(path))
+
+
+def _page_count(path):
+    "Number of pictures in the file at `path`; the depth map in a JPEG is none."
+    with _open_image(path) as im: return im.n_frames if im.format in ("TIFF", "PNG", "WEBP") else 1
 
 # %% ../nbs/core/02_video.ipynb #23ded175
 class _ImagesReader:
@@ -274,12 +342,23 @@ class _ImagesReader:
     def time(self, i): return None
 
     def frames(self, start=0):
-        for path in self.paths[start:]:
-            image = _read_image(path)
+        for name, image in self._named(start):
             if image.shape[:2] != (self.height, self.width):
-                raise ValueError(f"{path} is {image.shape[1]}x{image.shape[0]}, but {self.paths[0].name} "
-                                 f"is {self.width}x{self.height}; all images of a folder must have one size")
+                raise ValueError(f"{name} is {image.shape[1]}x{image.shape[0]}, but {self.paths[0].name} "
+                                 f"starts with {self.width}x{self.height}; all images of a clip must have one size")
             yield image, None
+
+    def _named(self, start): return ((path, _read_image(path)) for path in self.paths[start:])
+
+
+class _PagesReader(_ImagesReader):
+    "Frames from the pages of one image file."
+    def __init__(self, path):
+        super().__init__([path])
+        self.count = _page_count(path)
+
+    def _named(self, start):
+        return ((f"{self.paths[0]}, page {i+1},", image) for i, image in islice(enumerate(_pages(self.paths[0])), start, self.count))
 
 
 class _ArrayReader:
@@ -303,24 +382,25 @@ def _reader(source):
     if isinstance(source, np.ndarray): return _ArrayReader(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a path, an array (t,h,w,3) or a Video, got {type(source).__name__}")
-    path = Path(source)
+    path = Path(source).expanduser()
+    if re.match(r"\w\w+:/", str(source)): raise ValueError(f"source must be a file on this machine, got the address {source}; download it first")
     if not path.exists(): raise FileNotFoundError(f"source {path} does not exist")
     if path.is_dir():
         paths = sorted((p for p in path.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")), key=natural_key)
         if not paths: raise ValueError(f"folder {path} holds no images ({' '.join(_IMAGES)})")
         return _ImagesReader(paths)
-    return _ImagesReader([path]) if path.suffix.lower() in _IMAGES else _FileReader(path)
+    return _PagesReader(path) if path.suffix.lower() in _IMAGES else _FileReader(path)
 
 
 def _rate(
-    fps,       # frames per second, > 0: int, float, Fraction or '30000/1001'
+    fps,       # frames per second, 1e-4 to 1e6: int, float, Fraction or '30000/1001'
     name:str,  # of the argument
 )->Fraction:
     "`fps` as a fraction; 29.97 stays 2997/100, a float 30000/1001 is recognised."
-    try: rate = Fraction(fps).limit_denominator(1001)
-    except (TypeError, ValueError, OverflowError): rate = 0
-    if rate <= 0: raise ValueError(f"{name} must be a number of frames per second above 0, got {fps!r}")
-    return rate
+    try: rate = Fraction(fps)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError): rate = 0
+    if not 1e-4 <= rate <= 1e6: raise ValueError(f"{name} must be a number of frames per second from 0.0001 to 1e6, got {fps!r}")
+    return rate.limit_denominator(1001) if rate > 1 else 1/(1/rate).limit_denominator(1001)
 
 # %% ../nbs/core/02_video.ipynb #114978c8
 class Video:
@@ -329,7 +409,7 @@ class Video:
         return source if isinstance(source, Video) and fps is None and capture_fps is None else super().__new__(cls)
 
     def __init__(self,
-        source,           # video file, GIF, folder of images, array (t,h,w,3) uint8 or float [0,1], or a `Video` (returned as is)
+        source,           # video file, GIF, TIFF or WebP of several pages, folder of images, array (t,h,w,3) uint8 or float [0,1], or a `Video` (returned as is)
         fps=None,         # frames per second to play at; default the file's own times, 30 for images and arrays
         capture_fps=None, # frames per second the scene was filmed at, default `fps`
     ):
@@ -337,8 +417,8 @@ class Video:
         if isinstance(source, Video):
             if fps is None and source._fps: fps = source._fps
             source = source.source
-        self.source = source
-        self._reader = _reader(self.source)
+        self._reader = _reader(source)
+        self.source = source if isinstance(source, np.ndarray) else Path(source).expanduser()
         self._fps = None if fps is None else _rate(fps, "fps")
         self._capture_fps = None if capture_fps is None else _rate(capture_fps, "capture_fps")
         self.height, self.width = self._reader.height, self._reader.width
@@ -373,7 +453,7 @@ def _is_variable(
 @patch(as_prop=True)
 def name(self:Video)->str:
     "What to call the clip in captions and file names."
-    return "array" if isinstance(self.source, np.ndarray) else Path(self.source).name
+    return "array" if isinstance(self.source, np.ndarray) else self.source.name
 
 
 @patch(as_prop=True)
@@ -485,7 +565,7 @@ class _Sound:
     "Copies the sound of the file at `path` into `container`, as far as asked."
     def __init__(self, path, container):
         self.source, self.container = av.open(str(path)), container
-        self.outs = {s.index: self._out(s) for s in self.source.streams.audio}
+        self.outs = {s.index: self._out(s) for s in _heard(self.source)}
         self.packets = self._packets()
         self.waiting = next(self.packets, None)
 
@@ -498,7 +578,7 @@ class _Sound:
         return self.container.add_stream("aac", rate=stream.rate, layout=layout), False
 
     def _packets(self):
-        for packet in self.source.demux(self.source.streams.audio):
+        for packet in self.source.demux(_heard(self.source)):
             out, as_is = self.outs[packet.stream.index]
             if not as_is:
                 for frame in packet.decode(): yield from out.encode(frame)
@@ -593,14 +673,14 @@ class _FolderSink:
 
 # %% ../nbs/core/02_video.ipynb #fe5d62fc
 def check_output(
-    path,                   # file or folder to be written
+    path,                   # file or folder to be written; `~` is the home folder
     source:Video|None=None, # clip it is made from
 )->Path: # `path`
     "`path` if it can be written and is not the clip itself, else an error."
-    path = Path(path)
+    path = Path(path).expanduser()
     codec = _codec(path, None)
     if source is not None and not isinstance(source.source, np.ndarray):
-        clip = Path(source.source).resolve()
+        clip = source.source.resolve()
         if path.resolve() in (clip, *clip.parents): raise ValueError(f"output {path} is or holds the input {source.source}; choose another name")
     if not path.parent.is_dir(): raise FileNotFoundError(f"folder {path.parent} for the output {path.name} does not exist; create it first")
     if not os.access(path.parent, os.W_OK): raise PermissionError(f"folder {path.parent} is not writable")
