@@ -226,7 +226,7 @@ def _magnifier(model, alpha, device, options):
     "A magnifier on `device` that takes `alpha`, and its name."
     if not isinstance(model, nn.Module): name, model = model, load_magnifier(model, device=device, **options)
     elif options: raise TypeError(f"{', '.join(options)}: options go with the name of a model, not with a module that is already built")
-    else: name, model = type(model).__name__, model.to(device)
+    else: name, model = type(model).__name__, model.to(device).eval()
     largest = alpha if isinstance(alpha, float) else alpha.max().item()
     if not isinstance(alpha, float) and not getattr(model, "supports_alpha_map", True):
         raise ValueError(f"{name} takes one alpha for the whole picture; leave out the mask or the map, or choose another model")
@@ -251,7 +251,7 @@ def magnify_video(
     source,                                # video file, GIF, folder of images, array (t, h, w, 3) or `Video`
     output: str | Path | None = None,      # .mp4, .mkv (lossless), .gif or a folder of PNGs; None for a temporary .mp4
     alpha: float | Tensor = 10.,           # how many times larger, a number or a map (h, w); 1 leaves the clip unchanged
-    model: str | nn.Module = "motion", # name of a magnifier, or one that is built already
+    model: str | nn.Module = "motion", # name of a magnifier, or one that is built already, which is put in evaluation mode
     mask=None,                             # (h, w) bool or float in [0, 1], or a file of one: where alpha applies
     reference: str | int = "first",        # motion from the 'first' frame, the 'previous' one, or a frame number
     *,

@@ -415,7 +415,8 @@ class Video:
     ):
         if source is self: return
         if isinstance(source, Video):
-            if fps is None and source._fps: fps = source._fps
+            if fps is None: fps = source._fps
+            if capture_fps is None: capture_fps = source._capture_fps
             source = source.source
         self._reader = _reader(source)
         self.source = source if isinstance(source, np.ndarray) else Path(source).expanduser()
