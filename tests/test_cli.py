@@ -103,7 +103,7 @@ BAD_MAGNIFY = {  # what is typed: what the answer must contain
     "good.mp4 OUT --mask red.png": "grey",
     "good.mp4 OUT --mask text.mp4": "neither an image",
     "good.mp4 OUT --reference last": "'previous'",
-    "good.mp4 OUT --reference 12": "below 12",
+    "good.mp4 OUT --reference 12": "from -12 to 11",
     "good.mp4 OUT --model exagerate": "did you mean exaggerate",
     "good.mp4 OUT --device gpu": "'cuda'",
     "good.mp4 OUT --batch 0": "at least 1",
