@@ -105,7 +105,7 @@ BAD_MAGNIFY = {  # what is typed: what the answer must contain
     "good.mp4 OUT --reference last": "'previous'",
     "good.mp4 OUT --reference 12": "from -12 to 11",
     "good.mp4 OUT --model exagerate": "did you mean exaggerate",
-    "good.mp4 OUT --device gpu": "'cuda'",
+    "good.mp4 OUT --device gpu": "which has cpu",
     "good.mp4 OUT --batch 0": "at least 1",
     "good.mp4 OUT --fps 0": "fps",
     "good.mp4 OUT --fps fast": "fps",
