@@ -190,6 +190,15 @@ def _budget(steps, minutes):
     return (18_750, minutes) if steps is None else (steps, math.inf)
 
 
+def _side(crop, footage):
+    "Of a view, px: such that it is not mostly black"
+    height, width = footage.frames.shape[-2:]
+    if crop is None: return min(128, max(height, width))
+    if not 32 <= crop <= max(height, width):
+        raise ValueError(f"crop must be from 32 px to {max(height, width)}, the longer side of {footage.name} as it is learned from ({width}x{height}), got {crop}")
+    return crop
+
+
 def _picture(magnifiers, held):
     "A held-out pair that moves much, and what some magnifiers make of it"
     device = next(magnifiers[0].parameters()).device
@@ -217,7 +226,7 @@ def adapt(
     flow: nn.Module | None = None,         # differentiable FlowNet to learn through; None: `clg`, which sees the smallest motion; as published RAFT
     judge: nn.Module | None = None,        # FlowNet that judges held-out frames; None: `flow`
     size: int = 256,                       # px, shorter side of the clip while it is learned from; as published: its own
-    crop: int = 128,                       # px, each side of a view; as published 512
+    crop: int | None = None,               # px, each side of a view; None: 128, in a smaller clip its longer side; as published 512
     batch: int = 4,                        # views a step; as published 8
     pairs: str = "first",                  # 'first': a frame with the first one, as published; 'random': any two
     alphas: tuple[float, float] = (1., 16.),  # range to learn with, as published
@@ -234,15 +243,14 @@ def adapt(
     check_adaptable(magnifier)
     limit, minutes = _budget(steps, minutes)
     if pairs not in ("first", "random"): raise ValueError(f"pairs must be 'first' or 'random', got {pairs!r}")
-    if crop < 32: raise ValueError(f"crop must be at least 32 px, got {crop}")
     wanted = [as_alpha(a, torch.zeros(1, 3, 1, 1)).item() for a in (alpha if isinstance(alpha, (list, tuple)) else [alpha])]
+    recipe = Recipe(limit, batch, lr, warmup=0, final=1., ema=0.9, norms=None if new_norms else 0, seed=seed, look=look, patience=patience)
     flow, device = load_flow("clg") if flow is None else flow, this_process().device
     objective = Judged(ThroughFlow(flow), flow if judge is None else judge).to(device)
     footage = read_footage(clip, size, most, every)
-    prepare = partial(learning_pair, footage=footage, crop=crop, pairs=pairs, alphas=alphas)
+    prepare = partial(learning_pair, footage=footage, crop=_side(crop, footage), pairs=pairs, alphas=alphas)
     sources = [Source(footage.learn, prepare, name=f"frames of {footage.name}")]
     held = [Source(held_pairs(footage, wanted, objective.judge), lambda pair, _: pair, name=f"held-out frames of {footage.name}")]
-    recipe = Recipe(limit, batch, lr, warmup=0, final=1., ema=0.9, norms=None if new_norms else 0, seed=seed, look=look, patience=patience)
     run = train(deepcopy(magnifier), objective, sources, recipe, held, minutes=minutes, guard="magnification", progress=progress)
     notes = dict(clip=footage.name, size=list(footage.frames.shape[-2:]), alpha=wanted, unchanged=_unchanged(held[0].data), steps=run.best_step, verdict=run.verdict)
     return _outcome(deepcopy(magnifier).to(device).eval(), run, held[0].data, lambda **scores: run_card(run, objective, sources, held, model=model_name(magnifier), **notes, **scores))

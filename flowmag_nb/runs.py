@@ -40,6 +40,11 @@ class Recipe:
     look: int = 250        # steps between looks at held-out pairs, each with a checkpoint
     patience: int = 0      # looks without improvement after which training is done; 0 goes on to the last step
 
+    def __post_init__(self):
+        for name in ("batch", "look"):
+            if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf: raise ValueError(f"lr must be a number above 0, got {self.lr}")
+
 
 def learning_rate(
     step: int,       # from 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .assets import asset_path, find_asset
-from .flow import load_state, read_state
+from .flow import load_state, pick_device, read_state
 from .video import check_image
 
 # %% ../nbs/core/08a_segment.ipynb #c39b1ec6
@@ -169,7 +169,7 @@ def load_sam(
     place = read_state(path).get("image_encoder.pos_embed")
     if place is None or place.shape[-1] not in _WIDTHS: raise ValueError(f"{path} is no checkpoint of Segment Anything vit_b, vit_l or vit_h")
     sam = load_state(package.sam_model_registry[_WIDTHS[place.shape[-1]]](), path)
-    return sam.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return sam.to(pick_device(device)).eval()
 
 # %% ../nbs/core/08a_segment.ipynb #f607bd37
 METHODS = "auto", "sam", "grabcut", "none"
@@ -213,8 +213,13 @@ class Segmenter:
         if points is not None: points = check_points(points, *size, box=box)
         mask = dict(sam=self._by_sam, grabcut=self._by_grabcut, none=self._literally)[self.method](box, points)
         room = (self.image.shape[0] * self.image.shape[1] / 100) if box is None else box[2] * box[3]
-        if mask.sum() < 0.03 * room: warnings.warn(f"{self.method} found next to nothing there ({mask.sum()} px): look at the mask, draw a tighter box, or choose method='none'")
+        if mask.sum() < 0.03 * room: warnings.warn(f"next to nothing was found there by {self.method} ({mask.sum()} px): {self._advice()}")
         return mask
+
+    def _advice(self):
+        "What to do about an empty mask"
+        if self.method == "none": return "draw a larger box, it must hold the middle of a pixel"
+        return "look at the mask, draw a tighter box, or take it as it is: segment='none' (--segment none on the command line)"
 
     @cached_property
     def predictor(self):

@@ -49,11 +49,11 @@ def _spread(distance, dim):
 # %% ../nbs/core/09_target.ipynb #cbc96fe3
 def dilate_mask(
     mask: Tensor,  # (..., h, w) bool or 0/1
-    radius: float, # px; pixels nearer than this are taken in, 0 changes nothing
+    dilate: float, # px; pixels nearer than this are taken in, 0 changes nothing
 ) -> Tensor: # (..., h, w) bool
     "Widen a mask (FlowMag's `soft_mask`; dangeng/flowmag)."
-    if not radius >= 0: raise ValueError(f"radius must be 0 px or larger, got {radius}")
-    return mask > 0 if radius == 0 else taxicab_distance(mask) < radius
+    if not dilate >= 0: raise ValueError(f"dilate must be 0 px or larger, got {dilate}")
+    return mask > 0 if dilate == 0 else taxicab_distance(mask) < dilate
 
 # %% ../nbs/core/09_target.ipynb #c02bf00c
 def feather_mask(
@@ -289,10 +289,12 @@ def magnify_target(
     **options,                         # of `magnify_video`, and of the model
 ) -> MagnifyResult:
     "Make the motion of some objects larger, and leave the rest of a clip alone."
-    targets, video, device = [targets] if isinstance(targets, Target) else list(targets), Video(source), pick_device(device)
+    targets, video, device = list(targets) if isinstance(targets, Sequence) else [targets], Video(source), pick_device(device)
     if not targets: raise ValueError("targets must name at least one object; to magnify everything use magnify_video")
-    for target in targets: as_alpha(target.alpha, torch.zeros(1, 3, 1, 1))
-    drawn, fixed = reference_index(drawn, video.frame_count) or 0, reference_index(reference, video.frame_count)
+    for target in targets:
+        if not isinstance(target, Target): raise ValueError(f"targets must be one Target or several, got {target!r}; write Target(alpha, box=(x, y, width, height))")
+        as_alpha(target.alpha, torch.zeros(1, 3, 1, 1))
+    drawn, fixed = reference_index(drawn, video.frame_count, "drawn") or 0, reference_index(reference, video.frame_count)
     field, method = _field(video, targets, drawn, segment, sam, resize, feather, dilate, flow, device)
     if _moves_pixels(model): options = {"search": True, **options}
     if fixed is not None: alpha = field(fixed).cpu()

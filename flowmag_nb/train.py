@@ -119,9 +119,10 @@ def _check_numbers(values, batch, run, folder, team):
                              + f"Look at it, or lower lr; {'the last checkpoint is from before' if folder and (folder / 'checkpoint.pt').exists() else 'nothing was saved yet'}")
 
 # %% ../nbs/core/12_train.ipynb #a75c25c4
-def _begin(magnifier, recipe, folder, resume, steps, team):
+def _begin(magnifier, recipe, folder, resume, steps, minutes, team):
     "A new run, or one continued from its folder"
     if steps is not None and steps < 1: raise ValueError(f"steps must be at least 1, got {steps}")
+    if not minutes >= 0: raise ValueError(f"minutes must be 0 or more, got {minutes}")
     run, checkpoint = Run(magnifier, recipe), folder and folder / "checkpoint.pt"
     if folder:
         there = checkpoint.exists()
@@ -196,7 +197,7 @@ def train(
     *,
     resume: bool = False,               # go on from the folder's checkpoint, if there is one
     steps: int | None = None,           # stop after so many, to be resumed; None: the recipe's
-    minutes: float = math.inf,          # stop after so long, to be resumed
+    minutes: float = math.inf,          # stop after so long, but one step at least, to be resumed
     workers: int = 0,                   # processes that prepare samples beside each one
     guard: str | None = None,           # a loss term, e.g. "magnification": the starting weights are a candidate, and no later weights are kept on which this term is worse than theirs
     notes: dict | None = None,          # for the card: licence, origin of the data, ...
@@ -206,7 +207,7 @@ def train(
     from tqdm import tqdm
     team, folder, start = _team(), folder and Path(folder), time.monotonic()
     objective = team.prepare(Objective(magnifier, loss))
-    run = _begin(magnifier, recipe, folder, resume, steps, team)
+    run = _begin(magnifier, recipe, folder, resume, steps, minutes, team)
     before, rank, card = run.seconds, team.process_index, lambda: run_card(run, loss, sources, held_out, team.num_processes, **notes or {})
     feed = batches(Stream(sources, recipe.batch, recipe.seed), run.step, recipe.steps, rank, team.num_processes, workers)
     bar = tqdm(desc="training", total=recipe.steps, initial=run.step, disable=None if progress and team.is_main_process else True)

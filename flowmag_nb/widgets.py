@@ -6,6 +6,7 @@
 __all__ = ['save_upload', 'download_html', 'read_boxes', 'takes_band', 'preview', 'TargetPicker']
 
 # %% ../nbs/core/18_widgets.ipynb #76c4a909
+import math
 import sys
 import warnings
 from base64 import b64encode
@@ -21,7 +22,8 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .magnifiers import MAGNIFIERS, load_magnifier
+from .magnifiers import MAGNIFIERS, as_alpha, load_magnifier
+from .magnify import _clip
 from .segment import Segmenter, pick_method
 from .target import Target, alpha_map, cut_out, magnify_target, overlay
 from .video import Video, to_images, to_tensor
@@ -125,19 +127,19 @@ class TargetPicker:
     def __init__(
         self,
         source=None,               # video file, GIF, folder, array or `Video`; None waits for an upload
-        names=("object",),         # what objects there are; the number keys choose what a new box is
+        names=("object",),         # what objects there are, or one; the number keys choose what a new box is
         alpha: float = 10.,        # how many times larger, to begin with
         model: str = "lagrangian", # name of a magnifier
         segment: str = "auto",     # how boxes become objects: 'sam', 'grabcut', 'none', or 'auto'
         sam=None,                  # checkpoint of Segment Anything, or a built network
     ):
         w, BBoxWidget = _parts()
-        self.model, self.sam, self.alpha, self.clip, self.result, self._folder = model, sam, alpha, None, None, TemporaryDirectory(prefix="flowmag-")
+        self.model, self.sam, self.alpha, self.clip, self.result, self._folder = model, sam, as_alpha(alpha, torch.zeros(1, 3, 1, 1)).item(), None, None, TemporaryDirectory(prefix="flowmag-")
         with warnings.catch_warnings(record=True) as said: self.method = pick_method(segment, sam)
         self.said = "".join(str(one.message) for one in said)
         slow = dict(continuous_update=False)
         self.upload = w.FileUpload(accept="video/*,image/gif", description="Another clip")
-        self.names = w.Text(", ".join(names), description="objects", **slow)
+        self.names = w.Text(names if isinstance(names, str) else ", ".join(names), description="objects", **slow)
         self.frame, self.look = w.IntSlider(description="draw on", max=0, **slow), w.IntSlider(description="look at", max=0, **slow)
         self.feather = w.FloatSlider(12, min=0, max=60, step=1, description="feather px", **slow)
         self.band = w.FloatRangeSlider(value=(0.4, 3), min=0.1, max=15, step=0.1, description="band Hz", **slow)
@@ -184,7 +186,7 @@ def open(self: TargetPicker,
     source, # video file, GIF, folder, array or `Video`
 ):
     "Show another clip."
-    clip = Video(source)
+    clip = _clip(source, None, None)
     self.clip, self.box.bboxes, self.player.value = clip, [], ""
     for slider, value in ((self.frame, 0), (self.look, clip.frame_count // 5)): slider.max, slider.value = clip.frame_count - 1, value
     self.band.max = max(float(clip.capture_fps) / 2 - 0.1, self.band.min)
@@ -208,7 +210,9 @@ def rename(self: TargetPicker):
     import ipywidgets as w
     names = list(dict.fromkeys(name.strip() for name in self.names.value.split(",") if name.strip())) or ["object"]
     before = {slider.description: slider.value for slider in self.alphas.children}
-    self.alphas.children = [w.FloatLogSlider(before.get(n, self.alpha), min=0, max=2, step=0.05, description=n, readout_format=".1f", continuous_update=False) for n in names]
+    power = math.log10(self.alpha)
+    limits = dict(min=min(0, math.floor(power)), max=max(2, math.ceil(power)))
+    self.alphas.children = [w.FloatLogSlider(before.get(n, self.alpha), **limits, step=0.05, description=n, readout_format=".1f", continuous_update=False) for n in names]
     for slider in self.alphas.children: slider.observe(lambda _: self._try(self.update), "value")
     self.box.classes, self.box.label = names, names[0]
     self.box.bboxes = [box for box in self.box.bboxes if box["label"] in names]
@@ -247,7 +251,8 @@ def update(self: TargetPicker):
 @patch
 def run(self: TargetPicker):
     "Magnify the whole clip and show it, with a link to save it."
-    targets, self.button.disabled, label = self.targets(), True, self.button.description
+    if not (targets := self.targets()): raise ValueError("Draw a box around an object first: it says what is to be magnified.")
+    self.button.disabled, label = True, self.button.description
     self.button.description = "One moment ..."
     try:
         self.result = magnify_target(self.clip, None, targets, segment=self.segmenter, drawn=self.frame.value, reference=self.frame.value, progress=False, **self.options())

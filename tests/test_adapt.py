@@ -149,7 +149,7 @@ class Stubborn(Magnifier):
 @pytest.mark.parametrize("wanted, said", [
     (dict(steps=0), "steps must be above 0, got 0"), (dict(minutes=-1.), "minutes must be above 0"), (dict(minutes=math.nan), "minutes must be above 0"),
     (dict(steps=1, minutes=1.), "not both"), (dict(steps=1, alpha=0.), "alpha must be above 0"), (dict(steps=1, pairs="all"), "'first' or 'random'"),
-    (dict(steps=1, crop=16), "crop must be at least 32"), (dict(steps=1, size=16), "size must be at least 32"), (dict(steps=1, every=1), "every must be at least 2"),
+    (dict(steps=1, crop=16), "crop must be from 32 px"), (dict(steps=1, size=16), "size must be at least 32"), (dict(steps=1, every=1), "every must be at least 2"),
     (dict(steps=1, every=99), "few enough for 24 frames"), (dict(steps=1, most=2), "most must be at least 3")])
 def test_bad_input(wanted, said, unet, clip, through):
     with pytest.raises(ValueError, match=said):

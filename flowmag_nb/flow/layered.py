@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..agree import agreed
+from . import load_flow
 from .clg import CELL, Estimate, Estimator, Overlap, luma, overlap
-from .guided import SQUARE, Guided, meeting
+from .guided import SQUARE, meeting
 from ..warp import binned, blur, pad_to_multiple, resize_flow
 
 # %% ../../nbs/core/04b_layered.ipynb #ed7176ce
@@ -123,7 +124,7 @@ class Layered(Estimator):
     ):
         super().__init__()
         if rounds < 1: raise ValueError(f"rounds must be at least 1, got {rounds}")
-        self.guided, self.rounds = Guided(weights, **dict(stream_skip=0) | options), rounds
+        self.guided, self.rounds = load_flow("guided", weights, **dict(stream_skip=0) | options), rounds
 
     @torch.no_grad()
     def sketch(self,

@@ -26,7 +26,8 @@ def as_alpha(
 ) -> Tensor: # (b,) or (b, h, w)
     "Check `alpha` and bring it to the shape Magnifiers take."
     b, _, h, w = frames.shape
-    alpha = torch.as_tensor(alpha, dtype=frames.dtype, device=frames.device)
+    try: alpha = torch.as_tensor(alpha, dtype=frames.dtype, device=frames.device)
+    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"alpha must be a number, or numbers as a tensor, got {alpha!r}") from e
     if alpha.ndim == 0 or tuple(alpha.shape) == (1,): alpha = alpha.expand(b)
     if tuple(alpha.shape) in [(h, w), (1, h, w)]: alpha = alpha.expand(b, h, w)
     if tuple(alpha.shape) not in [(b,), (b, h, w)]:

@@ -132,6 +132,6 @@ def eulerian(
     preset = preset or "baby-butterworth"
     if preset not in EULERIAN_PRESETS: raise ValueError(f"preset must be one of {', '.join(EULERIAN_PRESETS)}, got {preset!r}")
     unknown = settings.keys() - set(EulerianSettings._fields)
-    if unknown: raise TypeError(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(EulerianSettings._fields)}")
+    if unknown: raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(EulerianSettings._fields)}")
     if fps is not None: settings["fps"] = float(fps)
     return Eulerian(EULERIAN_PRESETS[preset]._replace(**settings))

@@ -202,7 +202,7 @@ def phase(
     if weights is not None: raise ValueError(f"weights must be None, phase has none; got {weights!r}")
     if preset is not None and preset not in PHASE_PRESETS: raise ValueError(f"preset must be one of {', '.join(PHASE_PRESETS)}, got {preset!r}")
     unknown = settings.keys() - set(PhaseSettings._fields)
-    if unknown: raise TypeError(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(PhaseSettings._fields)}")
+    if unknown: raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(PhaseSettings._fields)}")
     if fps is not None: settings["fps"] = float(fps)
     start = PHASE_PRESETS[preset] if preset else PhaseSettings(11, 30, Band("butterworth", .4, 3))
     return Phase(start._replace(**settings))
