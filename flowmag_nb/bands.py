@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'laplacian', 'collapse', 'Band', 'check_band', 'low_pass', '
 # %% ../nbs/core/05a_bands.ipynb #fdf9cb13
 import math
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -55,8 +56,9 @@ def check_band(
     fps: float,  # frames/s, the rate at which the scene was filmed
 ) -> Band: # the same
     "Raise a ValueError unless `band` can be cut from a clip of `fps` frames a second."
-    kind, low, high = band
-    if kind not in KINDS: raise ValueError(f"band must be one of {', '.join(KINDS)}, got {kind!r}")
+    match band:
+        case [kind, Real() as low, Real() as high] if kind in KINDS: pass
+        case _: raise ValueError(f"band must be its kind, lowest and highest frequency, ('butterworth',0.4,3) for example, the kind one of {', '.join(KINDS)}; got {band!r}")
     if not fps > 0: raise ValueError(f"fps must be above 0, got {fps}")
     if not 0 <= low < high: raise ValueError(f"band must have 0 <= low < high, got {low:g} to {high:g}")
     if kind == "iir" and high > 1: raise ValueError(f"rates of an iir band are at most 1 per frame, got {high:g}")

@@ -8,12 +8,16 @@ __all__ = ['COMMANDS', 'make_parser', 'main']
 # %% ../nbs/core/20a_cli.ipynb #1971dc06
 import argparse
 import os
+import re
+import signal
 import sys
 import traceback
 import warnings
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
+from threading import current_thread, main_thread
 from typing import get_args, get_origin
 
 from fastcore.docments import docments
@@ -30,7 +34,11 @@ _SHORT = dict(overwrite=("-y",), quiet=("-q",), alpha=("-a",))  # for what is ty
 
 
 class _Parser(argparse.ArgumentParser):
-    "Errors are raised, so that `main` prints every one of them alike."
+    "Errors are raised, so that `main` prints every one of them alike; `-5,0,40,40` is a value, no option."
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
     def error(self, message): raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -88,6 +96,17 @@ def _sentence(error):
     return " ".join(text.split())
 
 
+def _left_over(word, command):
+    "Why a word that was typed fits nowhere"
+    if not word.startswith("-"):
+        list_of_numbers = re.fullmatch(r"[\d.,]+", word)
+        return f"one argument too many, {word!r}" + ("; a list of numbers is one word without spaces, --box x,y,width,height for example" if list_of_numbers else f" (see `flowmag {command} --help`)")
+    known = signature(COMMANDS[command]).parameters if command else []
+    near = get_close_matches(word.split("=")[0], ["--" + name.replace("_", "-") for name in known], 1, 0.7)
+    of_method = ", and `flowmag info METHOD` for what goes into --model" if "model" in known else ""
+    return f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else f" (see `flowmag {command or ''} --help`{of_method})")
+
+
 def _parse(words):
     "What was typed, as a dict, with near matches for what is unknown"
     command = next((w for w in words if not w.startswith("-")), None)
@@ -95,10 +114,7 @@ def _parse(words):
         near = get_close_matches(command, COMMANDS, 3, 0.5)
         raise ValueError(f"unknown command {command!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"))
     typed, extra = make_parser().parse_known_args(words)
-    if extra:
-        known = ["--" + name.replace("_", "-") for name in signature(COMMANDS[command]).parameters] if command else []
-        near = get_close_matches(extra[0].split("=")[0], known, 1, 0.5)
-        raise ValueError(f"unknown option {extra[0]}" + (f"; did you mean {near[0]}?" if near else f" (see `flowmag {command or ''} --help`)"))
+    if extra: raise ValueError(_left_over(extra[0], command))
     return vars(typed)
 
 
@@ -116,6 +132,17 @@ def _call(function, typed):
 def _warn(message, *_, **__): print(f"flowmag: warning: {message}", file=sys.stderr)
 
 
+@contextmanager
+def _ends_like_ctrl_c():
+    "Let `kill`, and a terminal that is closed, end the process as Ctrl-C does, unless somebody has decided otherwise, as `nohup` does"
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name) and current_thread() is main_thread()]
+    ours = [end for end in ends if signal.getsignal(end) is signal.SIG_DFL]
+    for end in ours: signal.signal(end, signal.default_int_handler)
+    try: yield
+    finally:
+        for end in ours: signal.signal(end, signal.SIG_DFL)
+
+
 def main(
     argv: list[str] | None = None,  # what was typed after `flowmag`; None: the process's own arguments
 ) -> int: # exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted
@@ -124,13 +151,13 @@ def main(
     try:
         typed = _parse(words)
         if typed["command"] is None: raise ValueError(f"say what to do: {', '.join(COMMANDS)} (see `flowmag --help`)")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ends_like_ctrl_c():
             warnings.showwarning = _warn
             text = _call(COMMANDS[typed["command"]], typed)
         if text: print(text, flush=True)
         return 0
-    except KeyboardInterrupt:
-        print("flowmag: interrupted, no unfinished output is left", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"flowmag: interrupted, {str(stop) or 'no unfinished output is left'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left, as in `| head`

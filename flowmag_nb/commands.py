@@ -8,9 +8,12 @@ __all__ = ['magnify', 'target', 'demo', 'compare_methods', 'evaluate_methods', '
 
 # %% ../nbs/core/20_commands.ipynb #9e0bcb18
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
+from shutil import copyfile
 
 _VERSION = import_module("flowmag_nb").__version__
 
@@ -32,6 +35,21 @@ def _numbers(option, text, kind=float):
     except ValueError as e: raise ValueError(f"--{option} must be numbers separated by commas, got {text!r}") from e
 
 
+def _method(text, *functions):
+    "Name and options of a method, none of them one that `functions` take themselves"
+    from flowmag_nb.compare import parse_method
+    name, options = parse_method(text)
+    own = [option for option in options if any(option in signature(function).parameters for function in functions)]
+    if own: raise ValueError(f"--model must give options of {name} only (see `flowmag info {name}`), got {', '.join(own)}; what the command decides has options of its own, as --alpha, --device and --capture-fps")
+    return name, options
+
+
+def _folder(argument, path):
+    "Where a folder is, or will be once something is put there"
+    if Path(path).exists() and not Path(path).is_dir(): raise NotADirectoryError(f"{argument} must be a folder, got the file {path}; choose another name")
+    return Path(path)
+
+
 def _learning(clip, alpha, minutes, quiet):
     "What lets a magnifier learn from `clip` and tells what it gained"
     def prepare(magnifier):
@@ -44,15 +62,15 @@ def _learning(clip, alpha, minutes, quiet):
 # %% ../nbs/core/20_commands.ipynb #20ca83a2
 def magnify(
     input: str,                 # video file, GIF or folder of images
-    output: str,                # .mp4, .mkv (lossless), .gif, or a folder of PNG images
+    output: str,                # .mp4, .mov, .mkv (lossless), .gif, or a folder of PNG images
     *,
     alpha: float = 10.,         # how many times larger motion gets; 1 leaves the clip as it is
-    model: str = "motion",      # method, name or name:option=value,..., see `flowmag info`
+    model: str = "motion",      # method, name or name:option=value,..., see `flowmag info` and `flowmag info NAME`
     weights: str | None = None, # file for a model that learns, instead of its published one
     adapt: float | None = None, # minutes in which the model may learn from the clip first, see `flowmag adapt`
     mask: str | None = None,    # grey image or .npy of the clip's size, white where motion grows
-    reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number
-    fps: str | None = None,     # play at this rate instead of the input's times
+    reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number, negative from the end
+    fps: str | None = None,     # play at this rate instead of the input's times, and without its sound
     capture_fps: str | None = None,  # rate the scene was filmed at, for slow motion clips
     batch: int | None = None,   # frames at a time, fewer need less memory
     device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
@@ -62,9 +80,8 @@ def magnify(
     """Make the motion in a video larger.
 
     flowmag magnify baby.mp4 breathing.mp4 --alpha 20"""
-    from flowmag_nb.compare import parse_method
     from flowmag_nb.magnify import magnify_video
-    name, options = parse_method(model)
+    name, options = _method(model, magnify_video)
     if weights: options["weights"] = weights
     result = magnify_video(input, output, alpha, name, mask, _number_or_name(reference), fps=fps, capture_fps=capture_fps,
                            batch=batch, device=device, overwrite=overwrite, progress=not quiet, **options,
@@ -96,7 +113,7 @@ def _save_overlay(path, image, masks):
 # %% ../nbs/core/20_commands.ipynb #b09abcb2
 def target(
     input: str,                 # video file, GIF or folder of images
-    output: str,                # .mp4, .mkv (lossless), .gif, or a folder of PNG images
+    output: str,                # .mp4, .mov, .mkv (lossless), .gif, or a folder of PNG images
     *,
     box: tuple[str, ...] | None = None,    # x,y,width,height in px around an object; may be repeated
     point: tuple[str, ...] | None = None,  # x,y in px on an object; may be repeated
@@ -109,8 +126,8 @@ def target(
     resize: bool = False,       # bring masks of another size to the clip's
     frame: int = 0,             # number of the frame in which the objects are shown
     show: str | None = None,    # write a picture of what was found, .png or .jpg
-    model: str = "lagrangian",  # method, see `flowmag info`; where it moves pixels, their motion is corrected for the object
-    reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number
+    model: str = "lagrangian",  # method, as for `flowmag magnify`; where it moves pixels, their motion is corrected for the object
+    reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number, negative from the end
     batch: int | None = None,   # frames at a time, fewer need less memory
     device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
     overwrite: bool = False,    # replace an existing output
@@ -119,17 +136,18 @@ def target(
     """Make the motion of some objects larger and leave the rest alone.
 
     flowmag target cats.mp4 cat.mp4 --box 40,216,430,310 --alpha 20 --show found.png"""
-    from flowmag_nb.magnify import pick_device
+    from flowmag_nb.magnify import magnify_video, pick_device
     from flowmag_nb.segment import Segmenter, pick_method
     from flowmag_nb.target import cut_out, magnify_target
     from flowmag_nb.video import Video
+    name, options = _method(model, magnify_target, magnify_video)
     targets, video = _objects(box, point, mask, alpha), Video(input)
     if not 0 <= frame < video.frame_count: raise ValueError(f"--frame must be from 0 to {video.frame_count - 1} in this clip, got {frame}")
     method = pick_method(segment, sam) if box or point else "none"
     segmenter = Segmenter(video.frame(frame).image, method, sam, pick_device(device))
     if show: _save_overlay(show, segmenter.image, cut_out(video, targets, frame, segmenter, resize=resize)[0])
     result = magnify_target(video, output, targets, feather=feather, dilate=dilate, segment=segmenter, drawn=frame, reference=_number_or_name(reference),
-                            resize=resize, model=model, batch=batch, device=device, overwrite=overwrite, progress=not quiet)
+                            resize=resize, model=name, batch=batch, device=device, overwrite=overwrite, progress=not quiet, **options)
     found = "" if method == "none" else f" cut out by {dict(sam='Segment Anything', grabcut='GrabCut')[method]}"
     return "" if quiet else f"{result.output}: {result.frames} frames, {len(targets)} object{'s' * (len(targets) > 1)}{found}, {_seconds(result.seconds)}"
 
@@ -148,21 +166,22 @@ def demo(
     *,
     output: str | None = None,  # folder; default figures/demo of a clone, else ./flowmag-demo
     alpha: float = 10.,         # how many times larger motion gets
-    model: str = "motion",      # method, see `flowmag info`
+    model: str = "motion",      # method, as for `flowmag magnify`
     quiet: bool = False,        # print warnings and errors only
 ) -> str: # the files written
     """Magnify the bundled clip: a video, an x-t slice and a still.
 
     flowmag demo --output demo --alpha 20"""
     from flowmag_nb.magnify import magnify_video
-    from flowmag_nb.paths import figures_dir, project_root, sample_clip
+    from flowmag_nb.paths import figures_dir, project_root, replace_file, sample_clip
     from flowmag_nb.plots import save_figure
-    folder = Path(output) if output else figures_dir("demo") if project_root() else Path("flowmag-demo")
-    folder.mkdir(parents=True, exist_ok=True)
-    result = magnify_video(sample_clip(), folder / "magnified.mp4", alpha, model, overwrite=True, progress=not quiet)
+    folder = _folder("--output", output or (figures_dir("demo") if project_root() else "flowmag-demo"))
+    name, options = _method(model, magnify_video)
+    result = magnify_video(sample_clip(), None, alpha, name, progress=not quiet, **options)
+    replace_file(film := folder / "magnified.mp4", lambda partial: copyfile(result.output, partial))
     made = [save_figure(folder / name, figure, clip=result.source.name, model=model, alpha=alpha, version=_VERSION)
             for name, figure in _demo_figures(result).items()]
-    return "" if quiet else "\n".join([*map(str, [result.output, *made]), f"{result.frames} frames, alpha {alpha:g}, in {_seconds(result.seconds)}"])
+    return "" if quiet else "\n".join([*map(str, [film, *made]), f"{result.frames} frames, alpha {alpha:g}, in {_seconds(result.seconds)}"])
 
 # %% ../nbs/core/20_commands.ipynb #cc4a87ab
 def _table_text(table):
@@ -203,9 +222,9 @@ def compare_methods(
     from flowmag_nb.compare import compare
     from flowmag_nb.report import grid_video, outputs, write_report
     from flowmag_nb.video import Video
-    folder, name = Path(output), Video(input).name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, name = _folder("output", output), Video(input).name
     table = compare(input, methods, alpha, judges, every=every, frames=frames, shrink=shrink, folder=shelf or folder / "results", device=device, progress=not quiet)
+    folder.mkdir(parents=True, exist_ok=True)
     clips = outputs(table, name)
     pictures = {"all methods in step": grid_video(clips, folder / "side_by_side.mp4").name, **_comparison_figures(clips, folder)}
     table.to_csv(folder / "table.csv", index=False)
@@ -249,12 +268,12 @@ def evaluate_methods(
     from flowmag_nb.plots import save_figure
     from flowmag_nb.report import show_levels, write_report
     from flowmag_nb.sets import Encoded, Lit
-    folder, chosen = Path(output), levels and _numbers("levels", levels)
+    folder, chosen = _folder("output", output), levels and _numbers("levels", levels)
     scenes = _test_set(set, samples, size, seed, photos, cutouts)
-    folder.mkdir(parents=True, exist_ok=True)
     sets = [Lit(scenes, amount) for amount in _numbers("light", light)] if light else [scenes]
     if crf: sets = [Encoded(s, c) for s in sets for c in _numbers("crf", crf, int)]
     table = pd.concat([evaluate(s, methods, judges, chosen, folder=shelf or folder / "results", device=device, progress=not quiet) for s in sets], ignore_index=True)
+    folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "table.csv", index=False)
     pictures = {data: {"level by level": save_figure(folder / data, show_levels(part), version=_VERSION).name} for data, part in table.groupby("data")}
     page = write_report(table, folder, f"Methods on the {scenes.name} test, {samples} samples a level", pictures)
@@ -280,7 +299,7 @@ def select_pairs(
     if not Path(folder).is_dir(): raise FileNotFoundError(f"folder must hold clips, found no folder at {folder}")
     scale = size / 512
     bounds = dict(mse=10., p99_9=20 * scale, p80=2 * scale, p0_01=0.1 * scale)
-    table = measure_pairs(list_pairs(find_clips(layout, folder)), Path(output, "statistics"), load_flow(flow), size, mse=bounds["mse"])
+    table = measure_pairs(list_pairs(find_clips(layout, folder)), _folder("output", output) / "statistics", load_flow(flow), size, mse=bounds["mse"])
     counts = count_pairs(table, **bounds)
     if not counts.selected.iloc[-1]: raise ValueError(f"folder must hold pairs with some change and little motion, found none in {folder}:\n{counts}")
     pack_pairs(table[keep_pairs(table, **bounds)], output, short_side)
@@ -307,17 +326,21 @@ def train_model(
     flowmag train --preset flowmag-cpu --data pairs --out flowmag-run"""
     from flowmag_nb.presets import train_preset
     from flowmag_nb.shards import this_process
-    run = train_preset(preset, out, data, cutouts, weights=weights, seed=seed, bf16=bf16, steps=steps, minutes=float("inf") if minutes is None else minutes, resume=resume,
-                       workers=workers, progress=not quiet)
+    checkpoint, minutes = _folder("--out", out) / "checkpoint.pt", float("inf") if minutes is None else minutes
+    if resume and not checkpoint.is_file(): raise FileNotFoundError(f"--out must be a folder with a training to resume, found no {checkpoint}; without --resume one begins")
+    if not minutes > 0: raise ValueError(f"--minutes must be above 0, got {minutes:g}")
+    if workers < 0: raise ValueError(f"--workers must be at least 0, got {workers}")
+    try: run = train_preset(preset, out, data, cutouts, weights=weights, seed=seed, bf16=bf16, steps=steps, minutes=minutes, resume=resume, workers=workers, progress=not quiet)
+    except KeyboardInterrupt as stop: raise KeyboardInterrupt(f"{out} holds all up to the last look, and --resume goes on from there" if checkpoint.is_file() else "before anything was kept") from stop
     return "" if quiet or not this_process().is_main_process else f"{run}\n{Path(out, 'weights.safetensors')}"
 
 # %% ../nbs/core/20_commands.ipynb #8eca2d25
-def _check_weights_file(output, overwrite):
-    "Raise unless weights can be written there"
-    path = Path(output)
-    if path.suffix != ".safetensors": raise ValueError(f"output must end in .safetensors, got {output}")
-    if not path.parent.is_dir(): raise FileNotFoundError(f"folder {path.parent} of the output does not exist")
-    if path.exists() and not overwrite: raise FileExistsError(f"output {path} exists; -y replaces it")
+def _check_file(argument, path, overwrite, *suffixes):
+    "Raise unless a file of that kind can be written there"
+    path = Path(path)
+    if path.suffix.lower() not in suffixes: raise ValueError(f"{argument} must end in {' or '.join(suffixes)}, got {path}")
+    if not path.parent.is_dir(): raise FileNotFoundError(f"folder {path.parent} of {argument} {path.name} does not exist; create it first")
+    if path.exists() and not overwrite: raise FileExistsError(f"{argument} {path} exists; -y replaces it")
 
 # %% ../nbs/core/20_commands.ipynb #2eded6ef
 def adapt_model(
@@ -349,7 +372,8 @@ def adapt_model(
     from flowmag_nb.adapt import adapt
     from flowmag_nb.flow import load_flow
     from flowmag_nb.magnifiers import load_magnifier
-    _check_weights_file(output, overwrite)
+    _check_file("output", output, overwrite, ".safetensors")
+    if show: _check_file("--show", show, True, ".png", ".jpg", ".jpeg")
     magnifier = load_magnifier(model, **dict(weights=weights) if weights else {})
     networks = {role: name and load_flow(name) for role, name in dict(flow=flow, judge=judge).items()}
     adapted = adapt(magnifier, input, alpha or 10., steps=steps, minutes=minutes, pairs=pairs, size=size, crop=crop, batch=batch, lr=lr, seed=seed, progress=not quiet, **networks)
@@ -367,9 +391,11 @@ def assets(
 
     flowmag assets get raft-small"""
     from flowmag_nb.assets import asset_path, list_assets, verify_assets
-    if action == "get" and names: return "\n".join(str(asset_path(name, mirror)) for name in names)
-    if action == "list" and not names: return list_assets().drop(columns="note").to_string()
-    if action != "verify" or names: raise ValueError("assets takes `list`, `get NAME ...` or `verify`, got " + " ".join([action, *names]))
+    if action not in (actions := ("list", "get", "verify")):
+        raise ValueError(f"assets takes `list`, `get NAME ...` or `verify`, got {action!r}" + "".join(f"; did you mean {near}?" for near in get_close_matches(action, actions, 1)))
+    if (action == "get") != bool(names): raise ValueError("assets get needs a name, see `flowmag assets list`" if action == "get" else f"assets {action} takes no name, got {' '.join(names)}")
+    if action == "get": return "\n".join(str(asset_path(name, mirror)) for name in names)
+    if action == "list": return list_assets().drop(columns="note").to_string()
     table = verify_assets(mirror)
     wrong = table.index[table.state == "wrong"]
     if len(wrong): raise ValueError(f"{len(wrong)} assets are not the published files: {', '.join(wrong)}; delete them and fetch them again")
@@ -414,15 +440,30 @@ def _weights_found():
     return [name for name, kind in list_assets().kind.items() if kind in ("flow", "magnifier", "mask") and find_asset(name)]
 
 
+def _method_facts(name, notes):
+    "What a method or a flow network is and takes, line by line"
+    from flowmag_nb.bands import KINDS
+    from flowmag_nb.compare import method_options
+    yield name, notes[name]
+    yield from (options := method_options(name)).items()
+    if any(option.partition("=")[0] == "band" for option in options): yield "for example", f""""{name}:band=('butterworth',0.4,3)", in quotes; kinds are {', '.join(KINDS)}"""
+
+
 def info(
-    input: str | None = None,  # video file, GIF or folder of images; without it, facts about the installation
+    input: str | None = None,  # video file, GIF or folder of images, or the name of a method, whose options are told; without it, facts about the installation
 ) -> str: # a table of two columns
-    """Tell what a clip is, or what is installed.
+    """Tell what a clip is, what a method takes, or what is installed.
 
     flowmag info clip.mp4"""
+    from flowmag_nb.flow import flow_names
+    from flowmag_nb.magnifiers import magnifier_names
     from flowmag_nb.video import Video
-    facts = list(_package_facts() if input is None else _clip_facts(Video(input)))
-    return "\n".join(f"{name:<12}{value}" for name, value in facts)
+    notes = flow_names() | magnifier_names()
+    if input is None: facts = list(_package_facts())
+    elif input in notes and not Path(input).exists(): facts = list(_method_facts(input, notes))
+    else: facts = list(_clip_facts(Video(input)))
+    wide = max(12, *(len(name) + 2 for name, _ in facts))
+    return "\n".join(f"{name:<{wide}}{value}" for name, value in facts)
 
 # %% ../nbs/core/20_commands.ipynb #020f2270
 class Unfinished(Exception):

@@ -272,6 +272,7 @@ def measure_pairs(
     "Statistics of pairs, continued where an earlier run was interrupted."
     pandas, _, process = import_extra("pandas"), import_extra("pyarrow"), this_process()
     if not pairs: raise ValueError("pairs must hold at least one pair, got none")
+    if size < 32: raise ValueError(f"size must be at least 32 px, got {size}")
     flow_net = flow_net.to(process.device).eval()
     def work(items, path):
         rows = _measure([Pair(*item) for item in items], flow_net, size, batch, process.device, mse)

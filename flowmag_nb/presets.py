@@ -177,4 +177,4 @@ def find_preset(
     "The preset called `name`; a ValueError lists the known ones."
     if name in TRAININGS: return TRAININGS[name]
     near = difflib.get_close_matches(name, TRAININGS, 3, 0.5)
-    raise ValueError(f"unknown preset {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "") + f" Known: {', '.join(TRAININGS)}")
+    raise ValueError(f"unknown preset {name!r}; " + (f"did you mean {' or '.join(near)}? Known" if near else "known") + f": {', '.join(TRAININGS)}")

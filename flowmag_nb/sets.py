@@ -260,6 +260,7 @@ class Encoded(Altered):
         samples: CollageSet, # any set of `Sample`
         crf: int = 23,       # constant rate factor
     ):
+        if not 0 <= crf <= 51: raise ValueError(f"crf must be from 0 to 51, got {crf}")
         super().__init__(samples, f"crf{crf}")
         self.crf = crf
 

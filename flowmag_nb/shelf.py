@@ -58,8 +58,7 @@ class Shelf:
         self,
         folder: str | Path | None = None,  # None for the cache folder
     ):
-        self.folder = Path(folder or cache_dir() / "compare").expanduser()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(folder or cache_dir() / "compare").expanduser()  # made when something is put there
 
     def place(
         self,
