@@ -101,7 +101,7 @@ class Run:
         self.optimizer = torch.optim.Adam(learning, lr=recipe.lr)
         self.step, self.seconds, self.rows, self.verdict = 0, 0., [], ""
         self.best, self.best_step = None, 0  # weights, and the step they are of
-        self._recent = []
+        self.recent = []
 
     def advance(
         self,
@@ -111,12 +111,12 @@ class Run:
         "Count a step; the record gets a row for each thousandth of the run."
         follow(self.average, self.magnifier, self.recipe.ema, self.step)
         self.step, self.seconds = self.step + 1, seconds
-        self._recent.append(values)
+        self.recent.append(values)
         if self.step % max(1, self.recipe.steps // 1000) == 0: self.settle()
 
     def settle(self) -> None:
         "Put the mean of the steps since the last row into the record."
-        recent, self._recent = self._recent, []
+        recent, self.recent = self.recent, []
         if recent: self.note("training", _means(recent))
 
     def note(
@@ -172,7 +172,7 @@ def __repr__(self: Run):
 
 # %% ../nbs/core/11e_runs.ipynb #2de95d0a
 _FREE = "steps", "look", "patience", "bf16"
-_MODULES, _FACTS = ("magnifier", "average", "optimizer"), ("step", "seconds", "rows", "best", "best_step")
+_MODULES, _FACTS = ("magnifier", "average", "optimizer"), ("step", "seconds", "rows", "recent", "best", "best_step")
 
 def run_state(
     run: Run,
@@ -203,7 +203,7 @@ def load_checkpoint(
     differ = [f"{k} {v} there, {asked[k]} asked" for k, v in state["recipe"].items() if k not in _FREE and v != asked[k]]
     if differ: raise ValueError(f"{path} was trained by another recipe ({'; '.join(differ)}); continue with the same, or choose a new folder")
     for name in _MODULES: getattr(run, name).load_state_dict(state[name])
-    for name in _FACTS: setattr(run, name, state[name])
+    for name in _FACTS: setattr(run, name, state.get(name, getattr(run, name)))
 
 # %% ../nbs/core/11e_runs.ipynb #12059cdb
 def hardware(

@@ -147,27 +147,42 @@ def _is_best(looks, guard):
     return looks[-1] in allowed and looks[-1]["total"] <= min(look["total"] for look in allowed)
 
 
+# %% ../nbs/core/12_train.ipynb #c41d9e72
 def _look(run, loss, held_out, folder, team, card, example, guard):
     "Measure on held-out pairs, keep the best, bring the folder up to date"
+    writes = folder and team.is_main_process
+    if writes and not run.is_look_due(): _write(folder, run, lambda: save_checkpoint(folder / "checkpoint.pt", run))
     run.settle()
+    _share_norms(run.average, team)
     if held_out: run.note("held out", evaluate_loss(run.average, loss, held_out, run.recipe.batch, team))
-    better = not held_out or _is_best([row for row in run.rows if row["pairs"] == "held out"], guard)
-    if better: run.keep()
+    if not held_out or _is_best([row for row in run.rows if row["pairs"] == "held out"], guard): run.keep()
     run.verdict = run.verdict or _verdict(run)
-    if folder and team.is_main_process: _write(run, held_out, folder, team, card() if better else None, example)
+    if writes: _write(folder, run, lambda: _show(run, held_out, folder, team, card(), example))
 
 
-def _write(run, held_out, folder, team, card, example):
-    "Bring the folder up to date, the checkpoint last: what it says has happened is there"
+def _share_norms(net, team):
+    "Statistics of batch normalisation as the first process has them, in all"
+    from accelerate.utils import broadcast
+    for buffer in net.buffers():
+        if team.num_processes > 1 and buffer.is_floating_point(): broadcast(buffer)
+
+
+def _show(run, held_out, folder, team, card, example):
+    "Pictures, weights and the record; at a look that the recipe wants the checkpoint, last: what it says has happened is there"
     example = {name: value.to(team.device) for name, value in next(fixed_batches(held_out, 4), example).items()}
     sheet = Image.fromarray(sample_sheet(run.average, example).numpy())
-    try:
-        replace_file(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
-        if card: save_weights(folder / "weights.safetensors", run.best_magnifier(), **card)
-        replace_file(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
-        save_checkpoint(folder / "checkpoint.pt", run)
+    replace_file(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
+    save_weights(folder / "weights.safetensors", run.best_magnifier(), **card)
+    replace_file(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
+    if run.is_look_due(): save_checkpoint(folder / "checkpoint.pt", run)
+
+
+def _write(folder, run, write):
+    "Write, or say what is left"
+    try: write()
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{folder} could not be brought up to step {run.step}: {error}. What was there is untouched; make room, then resume") from error
+
 
 # %% ../nbs/core/12_train.ipynb #9a8cd3ed
 def run_card(

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from flowmag_nb.batches import Source, fixed_batches
@@ -94,6 +95,15 @@ def test_killed_at_step_25_and_resumed(unbroken, tmp_path):
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
     learn(tmp_path, resume=True)
     assert farthest(unbroken, outcome(tmp_path)) <= 1e-6
+
+
+def test_stopped_between_looks_and_resumed(unbroken, tmp_path):
+    assert len(learn(tmp_path, steps=25).totals()) == 3  # after 10, 20 and 25 steps, the last for whoever stopped
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 25
+    resumed = learn(tmp_path, resume=True)
+    assert farthest(unbroken, outcome(tmp_path)) <= 1e-6
+    kept = load_file(tmp_path / "weights.safetensors")
+    assert all(kept[name].equal(value) for name, value in resumed.best_magnifier().state_dict().items())
 
 
 def test_two_processes_with_half_the_batch_each(unbroken, tmp_path):
