@@ -203,7 +203,7 @@ def quantise(
 # %% ../nbs/core/11a_collage.ipynb #c97b1e11
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _pixels(path, mode, largest, _changed):
     "A file's 8-bit pixels (h, w, c); those used last are kept until the file changes"
     with Image.open(path) as image:

@@ -65,6 +65,17 @@ def open_pictures(
                  for which, (side, count) in enumerate(zip(sides, (length, 64))))
 
 # %% ../nbs/core/12a_presets.ipynb #5a51c43b
+def _folders(where):
+    "Folders and weights of 'pairs:3,photos'; of None, that there is none"
+    if where is None: return [(None, 1.)]
+    words = [re.fullmatch(r"(.+?)(?::([\d.]+))?", word) for word in str(where).split(",")]
+    if None in words: raise ValueError(f"data must be folders separated by commas, got {str(where)!r}")
+    found = [(Path(word[1]).expanduser(), float(word[2] or 1)) for word in words]
+    for folder, _ in found:
+        if not folder.is_dir(): raise FileNotFoundError(f"data must be a folder of packed pairs, of films or of photographs, found none at {folder}")
+    return found
+
+
 def open_data(
     where: str | Path | None,     # folder, or several as in 'pairs:3,photos'; None computes pictures
     size: int,                    # px, each side of a sample
@@ -73,14 +84,8 @@ def open_data(
     **options,                    # see `open_pictures`
 ) -> tuple[list[Source], list[Source]]: # to train on, to look at
     "Sources of pairs from what folders hold."
-    if where is None: parts = [(None, 1.)]
-    else:
-        words = [re.fullmatch(r"(.+?)(?::([\d.]+))?", word) for word in str(where).split(",")]
-        if None in words: raise ValueError(f"data must be folders separated by commas, got {str(where)!r}")
-        parts = [(Path(word[1]), float(word[2] or 1)) for word in words]
     found = []
-    for folder, weight in parts:
-        if folder and not folder.is_dir(): raise FileNotFoundError(f"data must be a folder of packed pairs or of photographs, found none at {folder}")
+    for folder, weight in _folders(where):
         real = folder and (folder / "manifest.json").is_file()
         both = [open_pairs(folder, size, area)] if real else [open_pictures(folder, size, made=kind, **options) for kind in made]
         found += [[source._replace(weight=weight / len(both)) for source in pair] for pair in both]
@@ -88,15 +93,24 @@ def open_data(
 
 # %% ../nbs/core/12a_presets.ipynb #2d4586d1
 def open_films(
-    where: str | Path | None,  # folder of films by `render_films`, or of photographs to film; None computes pictures
+    where: str | Path | None,  # folder of films by `render_films`, or of photographs to film, or several; None computes pictures
     **options,                 # see `open_pictures`
 ) -> tuple[list[Source], list[Source]]: # to train on, to look at
     "Films with a known motion."
-    if where and any(Path(where).glob("*.safetensors")):
-        films = Rendered(where)
-        parts = (range(96, len(films)), range(96))
-        return tuple([Source(Subset(films, part), mirrored, name=f"rendered films, {Path(where).name}")] for part in parts)
-    return tuple([source] for source in open_pictures(where and Path(where), 192, made=FilmSet, **options))
+    found = []
+    for folder, weight in _folders(where):
+        rendered = folder and any(folder.glob("*.safetensors"))
+        both = _rendered_films(folder) if rendered else open_pictures(folder, 192, made=FilmSet, **options)
+        found.append([source._replace(weight=weight) for source in both])
+    return tuple(map(list, zip(*found)))
+
+
+def _rendered_films(folder, most=96):
+    "Films that lie in a folder, of which the first are only looked at"
+    films = Rendered(folder)
+    if len(films) < 2: raise ValueError(f"data must be two films or more, one of them to be held out, got {len(films)} in {folder}")
+    few = min(most, math.ceil(len(films) / 8))
+    return [Source(Subset(films, part), mirrored, name=f"rendered films, {folder.name}") for part in (range(few, len(films)), range(few))]
 
 # %% ../nbs/core/12a_presets.ipynb #580fd82e
 class Preset(NamedTuple):

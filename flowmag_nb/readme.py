@@ -6,7 +6,6 @@
 __all__ = ['notebook_map', 'render_readme', 'stale_files', 'main']
 
 # %% ../nbs/core/22_readme.ipynb #ec7a03d9
-import json
 import posixpath
 import re
 import sys

@@ -131,7 +131,7 @@ class Follower:
         self.video, self.masks, self.at = video, masks, drawn
         self.names = names or [f"object {i + 1}" for i in range(len(masks))]
         options = dict(smoothness=300., warps=4) if flow == "clg" else {}  # a looser membrane lets small things go
-        self.net = flow if isinstance(flow, nn.Module) else load_flow(flow, device=masks.device, **options)
+        self.net = flow.to(masks.device) if isinstance(flow, nn.Module) else load_flow(flow, device=masks.device, **options)
         self.drawn = self.last = self.frame(drawn)
         self.back = torch.zeros_like(self.drawn[:, :2])
 

@@ -193,7 +193,7 @@ def _check_sha256(path, wanted):
     wanted = wanted or (named and named[1])
     found = hashlib.sha256(path.read_bytes()).hexdigest() if wanted else ""
     if wanted and not found.startswith(wanted.lower()):
-        raise ValueError(f"{path} is damaged or another file: its sha256 must start with {wanted}, got {found}; fetch it again")
+        raise ValueError(f"{path} is damaged or another file: its sha256 must start with {wanted}, got {found}; fetch it again, or rename it if its name means something else")
 
 
 def _read(path):

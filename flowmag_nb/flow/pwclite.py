@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..assets import asset_path
 from . import FlowNet, check_frames, cost_volume, load_state

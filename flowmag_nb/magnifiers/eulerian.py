@@ -6,7 +6,6 @@
 __all__ = ['EULERIAN_PRESETS', 'EulerianSettings', 'wavelengths', 'gain', 'weaken_colour', 'Eulerian', 'eulerian']
 
 # %% ../../nbs/core/06_magnifiers/eulerian.ipynb #c9180c24
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
