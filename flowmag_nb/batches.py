@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from .sets import pick, uniform
+from .warp import brightness
 
 # %% ../nbs/core/11c_batches.ipynb #62ca0509
 def chance(
@@ -98,8 +99,7 @@ def jitter(
     hue: float = 0.3,           # of the colour circle, either way
 ) -> Tensor: # (t, 3, h, w) in [0, 1]
     "Change colours, alike in all frames, in a random order (FlowMag's training)."
-    gray = lambda x: (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    others = [torch.zeros_like, lambda x: gray(x).mean((1, 2, 3), keepdim=True), gray]
+    others = [torch.zeros_like, lambda x: brightness(x).mean((1, 2, 3), keepdim=True), brightness]
     for which in torch.randperm(4, generator=generator).tolist():
         if which == 3: frames = turn_hue(frames, uniform(generator, -hue, hue))
         else: frames = torch.lerp(others[which](frames).expand_as(frames), frames, uniform(generator, 1 - amount, 1 + amount)).clamp(0, 1)

@@ -10,11 +10,12 @@ import ast
 import hashlib
 import re
 from functools import lru_cache
-from importlib.util import find_spec, resolve_name
-from pathlib import Path
+from importlib.util import resolve_name
+
+from .paths import _package_dir
 
 # %% ../nbs/core/00a_sources.ipynb #5c0de006
-_PACKAGE = Path(__file__).parent if "__file__" in globals() else Path(find_spec("flowmag_nb").origin).parent
+_PACKAGE = _package_dir()
 
 
 def sha_of(

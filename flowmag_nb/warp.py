@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NARROW', 'MANY', 'LOBES', 'RUN', 'HIGH', 'SURFACE', 'pixel_grid', 'warp', 'resize', 'resize_flow', 'pyramid',
-           'binned', 'gradients', 'blur', 'smooth', 'length', 'highest', 'doubled', 'warp_sharp', 'splat', 'fill_holes',
-           'invert', 'pad_to_multiple']
+           'binned', 'gradients', 'blur', 'smooth', 'length', 'brightness', 'weighted_blur', 'highest', 'doubled',
+           'warp_sharp', 'splat', 'fill_holes', 'invert', 'pad_to_multiple']
 
 # %% ../nbs/core/03_warp.ipynb #cf0bfbfa
 import math
@@ -180,6 +180,22 @@ def length(
 ) -> Tensor: # (b, 1, h, w)
     "Euclidean length of each vector."
     return (flow[:, :1] ** 2 + flow[:, 1:] ** 2 + 1e-12).sqrt()
+
+# %% ../nbs/core/03_warp.ipynb #e0a1b802
+def brightness(
+    frame: Tensor, # (b, 3, h, w) RGB
+) -> Tensor: # (b, 1, h, w)
+    "The Y of YIQ, what methods read that look at one channel."
+    return sum(weight * colour for weight, colour in zip((0.299, 0.587, 0.114), frame.split(1, 1)))
+
+# %% ../nbs/core/03_warp.ipynb #e0a1b805
+def weighted_blur(
+    values: Tensor,   # (b, c, h, w)
+    weight: Tensor,   # (b, 1, h, w) >= 0
+    sigma: float,     # px; 0 leaves them as they are
+) -> Tensor: # (b, c, h, w)
+    "Gaussian mean of `values`, each counting by its weight."
+    return values if sigma == 0 else blur(values * weight, sigma) / blur(weight, sigma).clamp_min(1e-9)
 
 # %% ../nbs/core/03_warp.ipynb #e0a1c702
 def highest(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'RELAX', 'NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFTEN', 'STRIP', 'AMBIENT', 'DIM', 'CELL', 'EDGE',
-           'TEAR', 'BEND', 'WEAK', 'SURE', 'LUMA', 'AMPLE', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser',
-           'hierarchy', 'v_cycle', 'solve', 'trust', 'resample', 'ambient', 'Overlap', 'overlap', 'votes', 'tally',
-           'evidence', 'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma', 'Estimator', 'CLG']
+           'TEAR', 'BEND', 'WEAK', 'SURE', 'AMPLE', 'slopes', 'gather', 'even_ties', 'Membrane', 'coarser', 'hierarchy',
+           'v_cycle', 'solve', 'trust', 'resample', 'ambient', 'Overlap', 'overlap', 'votes', 'tally', 'evidence',
+           'ties', 'settle', 'Found', 'coarse_to_fine', 'Estimate', 'luma', 'Estimator', 'CLG']
 
 # %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import FlowNet, check_frames
-from ..warp import binned, blur, gradients, pad_to_multiple, pyramid, resize, resize_flow, smooth, warp
+from ..warp import binned, blur, brightness, gradients, pad_to_multiple, pyramid, resize, resize_flow, smooth, warp
 
 # %% ../../nbs/core/04_flow/clg.ipynb #ce72c959
 def slopes(
@@ -325,7 +325,6 @@ def coarse_to_fine(
 
 # %% ../../nbs/core/04_flow/clg.ipynb #cc7beb15
 SURE = 10.  # 1/px² a pixel: this much evidence is half the way to certainty
-LUMA = 0.299, 0.587, 0.114
 AMPLE = 800_000 # px: the finest level of larger frames tells little that the next does not
 
 class Estimate(NamedTuple):
@@ -339,7 +338,7 @@ def luma(
     frame: Tensor, # (b, 3, h, w) in [0, 1]
 ) -> Tensor: # (b, 1, h, w) in [0, 1]
     "What motion is read from: brightness, freed of its very finest detail."
-    return blur(sum(weight * colour for weight, colour in zip(LUMA, frame.split(1, 1))), SOFTEN)
+    return blur(brightness(frame), SOFTEN)
 
 # %% ../../nbs/core/04_flow/clg.ipynb #a51aebe8
 class Estimator(FlowNet):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import FlowNet, check_frames
+from ..warp import brightness
 
 # %% ../../nbs/core/04_flow/dis.ipynb #a0284b58
 class DIS(FlowNet):
@@ -35,5 +36,4 @@ class DIS(FlowNet):
 
 def _grey(frames):
     "(b, h, w) uint8"
-    luma = torch.einsum("c,bchw->bhw", frames.new_tensor([.299, .587, .114]), frames)
-    return (255 * luma).round().clamp(0, 255).byte().cpu().numpy()
+    return (255 * brightness(frames)[:, 0]).round().clamp(0, 255).byte().cpu().numpy()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHASE_PRESETS', 'low_pass_ring', 'wedge', 'Filter', 'steerable_filters', 'analyse', 'synthesise', 'PhaseSettings',
-           'brightness', 'weighted_blur', 'Phase', 'phase']
+           'Phase', 'phase']
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #16c28ec4
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..bands import Band, band_pass, check_band, over_clip
 from ..flow import check_frames
 from . import Magnifier, alpha_planes, as_alpha
-from ..warp import blur, resize
+from ..warp import brightness, resize, weighted_blur
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #b19675c1
 def low_pass_ring(
@@ -120,24 +120,6 @@ PHASE_PRESETS = {
 }
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #5273fabd
-def brightness(
-    frame: Tensor, # (b, 3, h, w) RGB
-) -> Tensor: # (b, h, w)
-    "The Y of YIQ; what is added to it is added to all three channels."
-    return torch.einsum("c,bchw->bhw", frame.new_tensor([.299, .587, .114]), frame)
-
-
-def weighted_blur(
-    values: Tensor,   # (b, h, w)
-    weight: Tensor,   # (b, h, w) >= 0
-    sigma: float,     # px
-) -> Tensor: # (b, h, w)
-    "Gaussian mean of `values`, each counting by its weight."
-    if sigma == 0: return values
-    both = blur(torch.stack([values * weight, weight], 1), sigma)
-    return both[:, 0] / both[:, 1].clamp_min(1e-9)
-
-
 def _turn(now, before, band, part):
     "Phase of a part of `now` against `before`, (b, h', w')"
     return (analyse(now[part], band) * analyse(before if len(before) == 1 else before[part], band).conj()).angle()
@@ -177,7 +159,7 @@ class Phase(Magnifier):
     def _magnify(self, reference, frame, alpha, filters, keep):
         check_frames(reference.expand_as(frame), frame)
         factor = alpha_planes(as_alpha(alpha, frame)) - 1
-        before, now = (torch.fft.fft2(brightness(x), norm="forward") for x in (reference, frame))
+        before, now = (torch.fft.fft2(brightness(x)[:, 0], norm="forward") for x in (reference, frame))
         change = torch.zeros_like(now)
         for k, band in enumerate(filters):
             turn = torch.cat([_turn(now, before, band, part) for part in _parts(now)])
@@ -189,7 +171,7 @@ class Phase(Magnifier):
         "What turning by `factor` times the averaged `turn` adds to the waves"
         waves, here = analyse(spectrum, band), factor[part]
         if here.shape[-1] > 1: here = resize(here, turn.shape[-2:])
-        return waves * (torch.exp(1j * here[:, 0] * weighted_blur(turn, waves.abs(), self.settings.sigma)) - 1)
+        return waves * (torch.exp(1j * here[:, 0] * weighted_blur(turn[:, None], waves.abs()[:, None], self.settings.sigma)[:, 0]) - 1)
 
 # %% ../../nbs/core/06_magnifiers/phase.ipynb #f2272e08
 def phase(

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..bands import Band, band_pass, check_band, collapse, laplacian, over_clip
 from ..flow import check_frames
 from . import Magnifier, alpha_planes, as_alpha
-from ..warp import blur, resize
+from ..warp import brightness, resize, weighted_blur
 
 # %% ../../nbs/core/06_magnifiers/riesz.ipynb #beeaab96
 class Waves(NamedTuple):
@@ -53,16 +53,6 @@ def turn(
     along = (phase[:, 0] * waves.x + phase[:, 1] * waves.y) / angle.clamp_min(1e-12)
     return (angle.cos() * waves.real - angle.sin() * along)[:, None]
 
-# %% ../../nbs/core/06_magnifiers/riesz.ipynb #4c47921e
-def _grey(frame):
-    "Brightness, (b, 1, h, w)"
-    return torch.einsum("c,bchw->bhw", frame.new_tensor([.299, .587, .114]), frame)[:, None]
-
-
-def _mean(values, weight, sigma):
-    "Gaussian mean of `values`, each counting by its weight"
-    return blur(values * weight, sigma) / blur(weight, sigma).clamp_min(1e-9)
-
 # %% ../../nbs/core/06_magnifiers/riesz.ipynb #d7f6c81b
 class Riesz(Magnifier):
     "Band-passed phase of a Riesz pyramid, amplified (Wadhwa et al., ICCP 2014)."
@@ -86,13 +76,13 @@ class Riesz(Magnifier):
         "One batch; `state` keeps a filter per level, `fresh` makes one"
         check_frames(reference.expand_as(frame), frame)
         factor = alpha_planes(as_alpha(alpha, frame)) - 1
-        before, now = (laplacian(_grey(x)) for x in (reference, frame))
+        before, now = (laplacian(brightness(x)) for x in (reference, frame))
         change = [torch.zeros_like(level) for level in now]
         for k in range(len(now) - 1):
             if k not in state: state[k] = fresh()
             waves = riesz_pair(now[k])
             phase = state[k](phase_vector(waves, riesz_pair(before[k])))
-            phase = _mean(phase, torch.stack(waves, 1).norm(dim=1, keepdim=True), self.sigma)
+            phase = weighted_blur(phase, torch.stack(waves, 1).norm(dim=1, keepdim=True), self.sigma)
             here = factor if factor.shape[-1] == 1 else resize(factor, phase.shape[-2:])
             change[k] = turn(waves, here * phase) - now[k]
         return (frame + collapse(change)).clamp(0, 1)
