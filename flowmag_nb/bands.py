@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .warp import pyramid, resize
+from .warp import once, pyramid, resize
 
 # %% ../nbs/core/05a_bands.ipynb #6c499f64
 def laplacian(
@@ -159,16 +159,11 @@ def over_clip(
 ) -> Iterator[Tensor]: # a batch for each that came in
     "Apply `magnify` batch by batch, or once to the whole clip; a reference that all frames share comes once."
     if not whole:
-        for reference, frame in pairs: yield magnify(_once(reference), frame)
+        for reference, frame in pairs: yield magnify(once(reference), frame)
         return
     references, frames = zip(*pairs)
-    shared = all(r.data_ptr() == references[0].data_ptr() and len(_once(r)) == 1 for r in references)
+    shared = all(r.data_ptr() == references[0].data_ptr() and len(once(r)) == 1 for r in references)
     reference = references[0][:1] if shared else torch.cat(references)
     sizes, clip = [len(frame) for frame in frames], torch.cat(frames)
     del references, frames
     yield from magnify(reference, clip).split(sizes)
-
-
-def _once(reference):
-    "One picture where a batch repeats the same memory"
-    return reference[:1] if reference.stride(0) == 0 else reference

@@ -149,13 +149,13 @@ def magnify_frames(
 
 # %% ../nbs/core/08_magnify.ipynb #7fe78c2d
 def pick_batch(
-    batch: int | None,      # frames at a time; None: half a million pixels, 16 million on a GPU
+    batch: int | None,      # frames at a time; None: two million pixels, 16 million on a GPU
     height: int,            # px
     width: int,             # px
     device: torch.device,   # where to compute
 ) -> int: # at least 1
     "How many frames to magnify together, checked."
-    if batch is None: return min(32, max(1, 2**19 * (1 if device.type == "cpu" else 32) // (height * width)))
+    if batch is None: return min(32, max(1, (2**21 if device.type == "cpu" else 2**24) // (height * width)))
     if not isinstance(batch, (int, np.integer)) or batch < 1: raise ValueError(f"batch must be a whole number of frames, at least 1, got {batch!r}")
     return batch
 
@@ -259,7 +259,7 @@ def magnify_video(
     *,
     fps: float | None = None,              # plays at this rate; None keeps the times of the source
     capture_fps: float | None = None,      # true rate the scene was filmed at; None for the playback rate
-    batch: int | None = None,              # frames at a time; None for about half a million pixels
+    batch: int | None = None,              # frames at a time; None for about two million pixels
     device: str | torch.device | None = None, # None for a GPU if there is one
     progress: bool = True,                 # show a bar on a terminal or in a notebook
     overwrite: bool = False,               # replace an existing output

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NARROW', 'MANY', 'LOBES', 'RUN', 'HIGH', 'SURFACE', 'pixel_grid', 'warp', 'resize', 'resize_flow', 'pyramid',
-           'binned', 'gradients', 'blur', 'smooth', 'length', 'brightness', 'weighted_blur', 'highest', 'doubled',
-           'warp_sharp', 'splat', 'fill_holes', 'invert', 'pad_to_multiple']
+           'binned', 'gradients', 'blur', 'smooth', 'length', 'brightness', 'weighted_blur', 'once', 'highest',
+           'doubled', 'warp_sharp', 'splat', 'fill_holes', 'invert', 'pad_to_multiple']
 
 # %% ../nbs/core/03_warp.ipynb #cf0bfbfa
 import math
@@ -196,6 +196,13 @@ def weighted_blur(
 ) -> Tensor: # (b, c, h, w)
     "Gaussian mean of `values`, each counting by its weight."
     return values if sigma == 0 else blur(values * weight, sigma) / blur(weight, sigma).clamp_min(1e-9)
+
+# %% ../nbs/core/03_warp.ipynb #e0a1b808
+def once(
+    pictures: Tensor, # (b, c, h, w)
+) -> Tensor: # (1, c, h, w) where the batch repeats the same memory, else as it is
+    "What all of a batch share, a single time."
+    return pictures[:1] if pictures.stride(0) == 0 else pictures
 
 # %% ../nbs/core/03_warp.ipynb #e0a1c702
 def highest(

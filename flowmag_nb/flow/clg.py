@@ -303,8 +303,8 @@ class Found(NamedTuple):
 
 
 def coarse_to_fine(
-    firsts: list[Tensor],    # finest first, each (b, 1, h, w), sides multiples of CELL
-    seconds: list[Tensor],   # the same of the second frame
+    firsts: list[Tensor],    # finest first, each (b, 1, h, w) or one for all, sides multiples of CELL
+    seconds: list[Tensor],   # (b, 1, h, w) of the second frames
     improve: Callable,       # (first, second, flow, level) -> Found with a better flow, level 0 the finest
     warps: list[int],        # linearisations of each level
     start: Tensor | None,    # (b, 2, h, w) px of the finest level: the motion of the frame before
@@ -313,7 +313,7 @@ def coarse_to_fine(
     correction, bases = None, []
     for first in firsts:
         grid = [n // CELL for n in first.shape[-2:]]
-        start = first.new_zeros(len(first), 2, *grid) if start is None else resize_flow(start, grid)
+        start = first.new_zeros(len(seconds[0]), 2, *grid) if start is None else resize_flow(start, grid)
         bases.append(start)
     for level, base in reversed(list(enumerate(bases))):
         flow = base if correction is None else base + resize_flow(correction, base.shape[-2:])
@@ -351,7 +351,7 @@ class Estimator(FlowNet):
         return self.estimate(first, second).flow
 
     def sketch(self,
-        first: Tensor,                # (b, 3, h, w) in [0, 1]
+        first: Tensor,                # (b, 3, h, w) in [0, 1], or one for all
         second: Tensor,               # (b, 3, h, w) in [0, 1]
         start: Tensor | None = None,  # (b, 2, ...) px of its grid: the motion of the frame before, makes it faster
     ) -> Estimate: # each part on squares of its own, as many px wide as it was found on; in pixels where such do not tile the frame
@@ -359,7 +359,7 @@ class Estimator(FlowNet):
         raise NotImplementedError
 
     def estimate(self,
-        first: Tensor,                # (b, 3, h, w) in [0, 1]
+        first: Tensor,                # (b, 3, h, w) in [0, 1], or one for all
         second: Tensor,               # (b, 3, h, w) in [0, 1]
         start: Tensor | None = None,  # as in `sketch`
     ) -> Estimate: # on the frame's grid
@@ -387,7 +387,7 @@ class CLG(Estimator):
 
     def sketch(self, first, second, start=None):
         "Motion, and how much of it was seen rather than continued."
-        check_frames(first, second)
+        check_frames(first.expand_as(second) if len(first) == 1 else first, second)
         size, levels = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
         warps, skip = [self.warps] * levels, 0
         if start is not None:

@@ -33,7 +33,7 @@ def size_of(
 
 
 def clues(
-    first: Tensor,   # (b, 1, h, w) brightness in [0, 1]
+    first: Tensor,   # (b, 1, h, w) brightness in [0, 1], or one for all
     seen: Overlap,   # of both frames
     flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
     data: Tensor,    # stiffness by `votes` with the usual `trust`
@@ -45,7 +45,7 @@ def clues(
     smooth = resize(resize(first, [n // 8 for n in first.shape[-2:]]), first.shape[-2:])
     steep = (seen.slope2 + 1e-12).sqrt()
     surprise = seen.change / (steep + 2 / 255) / (CELL * size.clamp_min(0.01))
-    pixels = torch.cat([10 * (first - blur(smooth, 1.)), surprise.clamp(-3, 3), (steep * 255 / 4 + 0.1).log() / 2], 1)
+    pixels = torch.cat([10 * (first - blur(smooth, 1.)).expand_as(surprise), surprise.clamp(-3, 3), (steep * 255 / 4 + 0.1).log() / 2], 1)
     (fxx, fxy, fyy), (ux, uy) = data.split(1, 1), flow.split(1, 1)
     step = (force - torch.cat([fxx * ux + fxy * uy, fxy * ux + fyy * uy], 1)) / (tie + 10) / size
     relative = flow / size
@@ -211,7 +211,7 @@ class Guided(CLG):
         if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do
 
     def look(self,
-        first: Tensor,   # (b, 1, h, w) from `luma`, sides multiples of CELL * SQUARE
+        first: Tensor,   # (b, 1, h, w) from `luma`, or one for all, sides multiples of CELL * SQUARE
         second: Tensor,  # (b, 1, h, w)
         flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
     ) -> Look:

@@ -128,13 +128,13 @@ class Layered(Estimator):
 
     @torch.no_grad()
     def sketch(self,
-        first: Tensor,                # (b, 3, h, w) in [0, 1]
+        first: Tensor,                # (b, 3, h, w) in [0, 1], or one for all
         second: Tensor,               # (b, 3, h, w) in [0, 1]
         start: Tensor | None = None,  # (b, 2, h, w) px: the motion of the frame before
     ) -> Estimate:
         "Motion, its outlines, and who is in front."
         guess = self.guided.estimate(first, second, start)
-        (first, crop), (second, _), (flow, _), (confidence, _) = (pad_to_multiple(x, CELL * SQUARE) for x in (luma(first), luma(second), guess.flow, guess.confidence))
+        (first, crop), (second, _), (flow, _), (confidence, _) = (pad_to_multiple(x, CELL * SQUARE) for x in (luma(first).expand(len(second), -1, -1, -1), luma(second), guess.flow, guess.confidence))
         pairs = zip(*(x.split(1) for x in (first, second, flow, confidence)))
         found = [torch.cat(parts) for parts in zip(*(self._parts(*pair) for pair in pairs))]
         flow, outline, front = (crop(x) for x in found)

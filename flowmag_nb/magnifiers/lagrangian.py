@@ -16,7 +16,7 @@ from ..flow import check_frames
 from ..flow.clg import CELL, NOISE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
 from . import Magnifier, alpha_planes, as_alpha, flow_of
 from ..temporal import steady
-from ..warp import binned, blur, invert, length, resize, resize_flow, smooth, warp, warp_sharp
+from ..warp import binned, blur, invert, length, once, resize, resize_flow, smooth, warp, warp_sharp
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #761b1f50
 def unfold(
@@ -99,11 +99,12 @@ def lean(
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e02
 def _quieter(reference, frame):
-    "What motion is read from, both pictures between loud and quiet; and `frame`, quiet"
+    "What motion is read from, both pictures between loud and quiet, a reference that all share once; and `frame`, quiet"
     check_frames(reference, frame)
     level = noise_level(reference, frame)
     calm = [quieter(picture, level) for picture in (reference, frame)]
-    return *(picture if c is picture else (picture + c) / 2 for picture, c in zip((reference, frame), calm)), calm[1]
+    if calm[1] is frame: return once(reference), frame, frame
+    return *((picture + c) / 2 for picture, c in zip((reference, frame), calm)), calm[1]
 
 
 def _shown(frame, calm, alpha):
@@ -151,7 +152,7 @@ class Lagrangian(Magnifier):
 
     def _found(self, reference, frame, start=None, way="estimate"):
         if hasattr(self.flow, way): return getattr(self.flow, way)(reference, frame, start)
-        return Estimate(self.flow(reference, frame), torch.ones_like(frame[:, :1]))
+        return Estimate(self.flow(reference.expand_as(frame), frame), torch.ones_like(frame[:, :1]))
 
     def stream(self, pairs, alpha):
         "Magnify a clip batch by batch, each motion found from the one before and compared with its neighbours."
