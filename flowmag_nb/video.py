@@ -79,7 +79,7 @@ def to_images(
 )->np.ndarray: # (b,h,w,3) uint8, rounded
     "A batch as images."
     if tensor.ndim != 4 or tensor.shape[1] != 3: raise ValueError(f"tensor must have shape (b,3,h,w), got {tuple(tensor.shape)}")
-    images = tensor.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    images = tensor.detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 # %% ../nbs/core/02_video.ipynb #fdb3fde9

@@ -17,7 +17,9 @@ class MotionMagnifier(Lagrangian):
         self,
         weights: str | None = None,  # file, see `flow.guided.Guided`
         **options,                   # of the estimator, and of `Lagrangian`
-    ): super().__init__(weights, flow=self.estimator, **options)
+    ):
+        if "flow" in options: raise ValueError(f"flow is not for {type(self).__name__}, which brings its own ({self.estimator}); lagrangian takes any")
+        super().__init__(weights, flow=self.estimator, **options)
 
 
 class LayeredMagnifier(MotionMagnifier):
