@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .flow import FLOW_NETS, FlowNet, load_flow
+from .flow import FLOW_NETS, FlowNet, load_flow, makers
 from .magnifiers import MAGNIFIERS, load_magnifier
 from .magnify import _film_rate
 from .shelf import fingerprint
@@ -58,21 +58,32 @@ def method_options(
 ) -> dict[str, str]: # option and default as typed -> what it is
     "What may follow the colon."
     builder = (MAGNIFIERS if name in MAGNIFIERS.names() else FLOW_NETS).builder(name)
-    options, code = dict(signature(builder).parameters), getattr(builder, "func", builder)
-    sources = [code.__init__ if isinstance(code, type) else code]
-    if options.pop("settings", None):  # fields of a named tuple, `alpha` being the caller's
-        settings = signature(signature(builder).return_annotation).parameters["settings"].annotation
-        options, sources = options | {k: v for k, v in signature(settings).parameters.items() if k not in ("alpha", *options)}, [*sources, settings]
-    comments = dict(reversed([found for source in sources for found in re.findall(r"(?m)^\s+\**(\w+)\b[^#\n]*# (.*)", getsource(source))]))
-    return {_typed(option): comments.get(name, "") for name, option in options.items()}
+    found = _options(builder)
+    flow = getattr(builder, "estimator", None) or getattr(found.get("flow", (None,))[0], "default", None)
+    if isinstance(flow, str):
+        if hasattr(builder, "estimator"): found.pop("flow")
+        found |= {k: (option, f"{note} (of {flow})") for k, (option, note) in _options(FLOW_NETS.builder(flow)).items() if k not in found}
+    return {_typed(option): note for option, note in found.values()}
+
+
+def _options(builder):
+    "Parameters of a builder and of what it passes the rest on to, each with its comment, by name"
+    found = {}
+    for maker in makers(builder):
+        parameters, sources = dict(signature(maker).parameters), [getattr(maker, "func", maker)]
+        if rest := parameters.pop("settings", None):  # fields of a named tuple, `alpha` being the caller's
+            settings = signature(signature(maker).return_annotation).parameters["settings"].annotation
+            parameters, sources = parameters | {k: v for k, v in signature(settings).parameters.items() if k not in ("alpha", *parameters)}, [*sources, settings]
+        comments = dict(reversed([told for source in sources for told in re.findall(r"(?m)^\s+\**(\w+)\b[^#\n]*# (.*)", getsource(source))]))
+        found |= {k: (p, comments.get(k, "")) for k, p in parameters.items() if k not in found and k != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if rest: break
+    return found
 
 
 def _typed(option):
     "A parameter and its default, as on the command line"
-    if option.kind is option.VAR_KEYWORD: return "and those"
     default = tuple(option.default) if isinstance(option.default, tuple) else option.default
     return option.name if default is option.empty else f"{option.name}={default}".replace(", ", ",")
-
 
 # %% ../nbs/core/14c_methods.ipynb #d0ad1871
 class Method(NamedTuple):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BRIGHTEST', 'FLOW_NETS', 'register_flow', 'flow_names', 'load_flow', 'FlowNet', 'check_frames', 'pick_device',
-           'UnknownOption', 'Registry', 'read_state', 'load_state', 'cost_volume', 'convex_upsample', 'freeze']
+           'UnknownOption', 'makers', 'Registry', 'read_state', 'load_state', 'cost_volume', 'convex_upsample',
+           'freeze']
 
 # %% ../../nbs/core/04_flow/base.ipynb #9e80c3f3
 import difflib
@@ -13,7 +14,7 @@ import importlib
 import pickle
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
 
@@ -92,14 +93,21 @@ def _refused(error, options):
     return named[1] if named and named[1] in options else None
 
 
+def makers(
+    builder: Callable, # a class, or a function annotated with what it returns
+) -> Iterator[Callable]: # itself, and the constructors it passes the rest of its options on to
+    "Whose options may be given by name."
+    kind = builder if isinstance(builder, type) else signature(builder).return_annotation
+    own = [c.__init__ for c in getattr(kind, "__mro__", ()) if "__init__" in vars(c) and issubclass(c, nn.Module) and c is not nn.Module]
+    for maker in own if isinstance(builder, type) else [builder, *own]:
+        yield maker
+        if all(p.kind != p.VAR_KEYWORD for p in signature(maker).parameters.values()): return
+
+
 def _taken(builder):
     "Names of the options of a builder, and of what it passes the rest on to"
-    kind, names = builder if isinstance(builder, type) else signature(builder).return_annotation, set()
-    for maker in (builder, *(c.__init__ for c in getattr(kind, "__mro__", ()))):
-        parameters = signature(maker).parameters.values()
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if all(p.kind != p.VAR_KEYWORD for p in parameters): break
-    return names - {"self", "weights"}
+    named = lambda maker: {p.name for p in signature(maker).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return set().union(*map(named, makers(builder))) - {"self", "weights"}
 
 # %% ../../nbs/core/04_flow/base.ipynb #4c8bfda1
 class Registry:

@@ -201,7 +201,7 @@ class Guided(CLG):
         bounds: tuple[float, float] = (0.7, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
         warps: int = 5,                    # linearisations per pyramid level: what parts takes three more to settle
-        stream_skip: int | None = None,    # as in `CLG`
+        stream_skip: int | None = None,    # finest levels left out in a clip, which is faster; None: one, in frames of `AMPLE` px or more
         **options,                         # of `CLG`
     ):
         if not 0 < bounds[0] < 1 < bounds[1]: raise ValueError(f"bounds must be a factor below 1 and one above, got {bounds}")
