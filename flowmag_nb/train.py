@@ -157,7 +157,9 @@ def _look(run, loss, held_out, folder, team, card, example, guard):
     if held_out: run.note("held out", evaluate_loss(run.average, loss, held_out, run.recipe.batch, team))
     if not held_out or _is_best([row for row in run.rows if row["pairs"] == "held out"], guard): run.keep()
     run.verdict = run.verdict or _verdict(run)
-    if writes: _write(folder, run, lambda: _show(run, held_out, folder, team, card(), example))
+    if not writes: return
+    sheet, told = _sheet(run, held_out, team, example), card()
+    _write(folder, run, lambda: _show(run, folder, sheet, told))
 
 
 def _share_norms(net, team):
@@ -167,10 +169,14 @@ def _share_norms(net, team):
         if team.num_processes > 1 and buffer.is_floating_point(): broadcast(buffer)
 
 
-def _show(run, held_out, folder, team, card, example):
-    "Pictures, weights and the record; at a look that the recipe wants the checkpoint, last: what it says has happened is there"
+def _sheet(run, held_out, team, example):
+    "Held-out pairs as the averaged weights magnify them; without any, the last that was learned from"
     example = {name: value.to(team.device) for name, value in next(fixed_batches(held_out, 4), example).items()}
-    sheet = Image.fromarray(sample_sheet(run.average, example).numpy())
+    return Image.fromarray(sample_sheet(run.average, example).numpy())
+
+
+def _show(run, folder, sheet, card):
+    "Pictures, weights and the record; at a look that the recipe wants the checkpoint, last: what it says has happened is there"
     replace_file(folder / "samples" / f"{run.step:06}.png", lambda partial: sheet.save(partial, "PNG"))
     save_weights(folder / "weights.safetensors", run.best_magnifier(), **card)
     replace_file(folder / "history.csv", lambda partial: run.history.to_csv(partial, index=False))
