@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'LET_GO', 'ASIDE', 'CLEAR', 'FINE', 'AROUND', 'FITS', 'LOUDEST', 'LEAN', 'PARTED',
-           'FAINT', 'FIRM', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting', 'in_front',
+           'SLIGHT', 'FIRM', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting', 'in_front',
            'sided', 'parting', 'firmness', 'Look', 'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
@@ -178,14 +178,14 @@ def parting(
     return torch.stack([across, along, F.pad(across, (1, -1)), F.pad(along, (0, 0, 1, -1))]).amax(0)
 
 # %% ../../nbs/core/04a_guided.ipynb #5f1a0c02
-FAINT = 0.2 # px: smaller motions bend less
-FIRM = 3    # times the usual ties, at most
+SLIGHT = 0.2 # px: smaller motions bend less
+FIRM = 3     # times the usual ties, at most
 
 def firmness(
     flow: Tensor, # (b, 2, h, w) tiles
 ) -> Tensor: # (b, 1, 1, 1) factor on ties, from 1 to `FIRM`
     "How much less a motion bends, because it is small."
-    return (FAINT / (FINE * size_of(flow))).clamp(1, FIRM)
+    return (SLIGHT / (FINE * size_of(flow))).clamp(1, FIRM)
 
 # %% ../../nbs/core/04a_guided.ipynb #ebfc2b11
 class Look(NamedTuple):
@@ -208,7 +208,7 @@ class Guided(CLG):
         width: int = 64,                   # channels of the network
         bounds: tuple[float, float] = (0.7, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
         untrained: bool = False,           # start as `clg`, to be trained
-        warps: int = 5,                    # linearisations per pyramid level: what parts takes three more to settle
+        warps: int = 6,                    # linearisations per pyramid level: what parts takes four more to settle
         stream_skip: int | None = None,    # finest levels left out in a clip, which is faster; None: one, in frames of `AMPLE` px or more
         **options,                         # of `CLG`
     ):
