@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from zipfile import BadZipFile, ZipFile
 import pandas as pd
 
 from .paths import bundled, cache_dir, replace_file
+from .words import did_you_mean
 
 # %% ../nbs/core/01_assets.ipynb #f0aba2e7
 class File(NamedTuple):
@@ -61,8 +61,7 @@ def get_asset(
 )->Asset:
     "Look an asset up by name."
     if name in (known := _registry()): return known[name]
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
-    raise ValueError(f"unknown asset {name!r}; " + (f"near it: {', '.join(near)}" if near else "`flowmag assets list` shows all"))
+    raise ValueError(f"unknown asset {name!r}; " + did_you_mean(name, known, "`flowmag assets list` shows all", likeness=0.4))
 
 # %% ../nbs/core/01_assets.ipynb #f8fa8b4f
 def list_assets(

@@ -14,7 +14,6 @@ import sys
 import traceback
 import warnings
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from threading import current_thread, main_thread
@@ -24,6 +23,7 @@ from fastcore.docments import docments
 
 from .commands import adapt_model, assets, demo, info, magnify, target
 from .studies import Unfinished, compare_methods, evaluate_methods, reproduce, select_pairs, train_model
+from .words import did_you_mean
 
 _VERSION = import_module("flowmag_nb").__version__
 
@@ -103,17 +103,15 @@ def _left_over(word, command):
         list_of_numbers = re.fullmatch(r"[\d.,]+", word)
         return f"one argument too many, {word!r}" + ("; a list of numbers is one word without spaces, --box x,y,width,height for example" if list_of_numbers else f" (see `flowmag {command} --help`)")
     known = signature(COMMANDS[command]).parameters if command else []
-    near = get_close_matches(word.split("=")[0], ["--" + name.replace("_", "-") for name in known], 1, 0.7)
     of_method = ", and `flowmag info METHOD` for what goes into --model" if "model" in known else ""
-    return f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else f" (see `flowmag {command or ''} --help`{of_method})")
+    return f"unknown option {word}; " + did_you_mean(word.split("=")[0], ["--" + name.replace("_", "-") for name in known], f"see `flowmag {command or ''} --help`{of_method}", 1, 0.7)
 
 
 def _parse(words):
     "What was typed, as a dict, with near matches for what is unknown"
     command = next((w for w in words if not w.startswith("-")), None)
     if command is not None and command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, 3, 0.5)
-        raise ValueError(f"unknown command {command!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"))
+        raise ValueError(f"unknown command {command!r}; " + did_you_mean(command, COMMANDS, f"there are {', '.join(COMMANDS)}"))
     typed, extra = make_parser().parse_known_args(words)
     if extra: raise ValueError(_left_over(extra[0], command))
     return vars(typed)

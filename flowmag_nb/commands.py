@@ -7,7 +7,6 @@ __all__ = ['magnify', 'target', 'demo', 'adapt_model', 'assets', 'info']
 
 # %% ../nbs/core/20_commands.ipynb #9e0bcb18
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -63,13 +62,13 @@ def magnify(
     alpha: float = 10.,         # how many times larger motion gets; 1 leaves the clip as it is
     model: str = "motion",      # method, name or name:option=value,..., see `flowmag info` and `flowmag info NAME`
     weights: str | None = None, # file for a model that learns, instead of its published one
-    adapt: float | None = None, # minutes in which the model may learn from the clip first, see `flowmag adapt`
+    adapt: float | None = None, # minutes in which the model may learn from the clip first, on a GPU if there is one, see `flowmag adapt`
     mask: str | None = None,    # grey image or .npy of the clip's size, white where motion grows
     reference: str = "first",   # motion from the `first` frame, the `previous` one, or a frame number, negative from the end
     fps: str | None = None,     # play at this rate instead of the input's times, and without its sound
     capture_fps: str | None = None,  # rate the scene was filmed at, for slow motion clips
     batch: int | None = None,   # frames at a time, fewer need less memory
-    device: str | None = None,  # cpu, cuda or cuda:N; a GPU is used if there is one
+    device: str | None = None,  # to magnify on: cpu, cuda or cuda:N; a GPU is used if there is one
     overwrite: bool = False,    # replace an existing output
     quiet: bool = False,        # print warnings and errors only
 ) -> str: # where the result is
@@ -237,7 +236,7 @@ def assets(
     flowmag assets get raft-small"""
     from flowmag_nb.assets import asset_path, list_assets, verify_assets
     if action not in (actions := ("list", "get", "verify")):
-        raise ValueError(f"assets takes `list`, `get NAME ...` or `verify`, got {action!r}" + "".join(f"; did you mean {near}?" for near in get_close_matches(action, actions, 1)))
+        raise ValueError(f"assets takes `list`, `get NAME ...` or `verify`, got {action!r}")
     if (action == "get") != bool(names): raise ValueError("assets get needs a name, see `flowmag assets list`" if action == "get" else f"assets {action} takes no name, got {' '.join(names)}")
     if action == "get": return "\n".join(str(asset_path(name, mirror)) for name in names)
     if action == "list": return list_assets().drop(columns="note").to_string()

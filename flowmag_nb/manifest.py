@@ -11,7 +11,6 @@ import ast
 import csv
 import json
 import re
-from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from .assets import get_asset, mirror_dir
 from .paths import cache_dir, project_root
 from .sources import modules_behind, sha_of, syntax_tree
+from .words import did_you_mean
 
 # %% ../nbs/core/18a_manifest.ipynb #379439b9
 PRESETS = ("smoke", "demo", "paper")
@@ -120,8 +120,7 @@ def check_parameters_fit(
     "Raise unless a notebook knows every parameter, by that name and kind."
     for key, value in asked.items():
         if key not in defaults:
-            near = get_close_matches(key, defaults, 1)
-            raise ValueError(f"{name} has no parameter {key!r}" + (f"; did you mean {near[0]!r}?" if near else f", only {', '.join(defaults)}"))
+            raise ValueError(f"{name} has no parameter {key!r}; " + did_you_mean(key, defaults, f"there are {', '.join(defaults)}"))
         kinds = [float if type(v) is int else type(v) for v in (value, defaults[key])]
         if kinds[0] is not kinds[1]: raise ValueError(f"{name}: {key} must be a {kinds[1].__name__} like {defaults[key]!r}, got {value!r}")
 

@@ -30,9 +30,15 @@ def project_root()->Path|None: # the clone's top folder, `None` when there is no
 # %% ../nbs/core/00_paths.ipynb #341e14e4
 def code_version()->str: # short git commit, '-dirty' added where files were changed; '' outside a clone, and without git
     "Which state of this project is running."
+    commit, changed = _git('rev-parse', '--short', 'HEAD'), _git('status', '--porcelain', '--untracked-files=no')
+    return f"{commit}{'-dirty' if changed else ''}" if commit else ''
+
+
+def _git(*words):
+    "What git says of the project this package is in, without writing to it"
     root = _package_dir().parent
     known = shutil.which('git') and (root/'settings.ini').is_file()
-    asked = known and subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=root, capture_output=True, text=True)
+    asked = known and subprocess.run(['git', '--no-optional-locks', *words], cwd=root, capture_output=True, text=True)
     return asked.stdout.strip() if asked and not asked.returncode else ''
 
 # %% ../nbs/core/00_paths.ipynb #d425116c

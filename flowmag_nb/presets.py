@@ -6,7 +6,6 @@
 __all__ = ['TRAININGS', 'open_pairs', 'open_pictures', 'open_data', 'open_films', 'Preset', 'train_preset', 'find_preset']
 
 # %% ../nbs/core/12a_presets.ipynb #3e1327b4
-import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from .sets import DriftSet, TrainingSet
 from .store import PairStore
 from .supervision import KnownMotion, KnownOrJudged, ThroughFlow
 from .train import train
+from .words import did_you_mean
 
 # %% ../nbs/core/12a_presets.ipynb #68da89ee
 def open_pairs(
@@ -190,5 +190,5 @@ def find_preset(
 ) -> Preset:
     "The preset called `name`; a ValueError lists the known ones."
     if name in TRAININGS: return TRAININGS[name]
-    near = difflib.get_close_matches(name, TRAININGS, 3, 0.5)
-    raise ValueError(f"unknown preset {name!r}; " + (f"did you mean {' or '.join(near)}? Known" if near else "known") + f": {', '.join(TRAININGS)}")
+    near = did_you_mean(name, TRAININGS)
+    raise ValueError(f"unknown preset {name!r}; {f'{near} Known' if near else 'known'}: {', '.join(TRAININGS)}")

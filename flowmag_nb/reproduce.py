@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
-from difflib import get_close_matches
 from importlib import import_module
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -24,6 +23,7 @@ from typing import NamedTuple
 
 from .manifest import Item, State, facts_of, file_sha, notebook_parameters, project_dir, read_manifest, read_record, record_path, state_of
 from .paths import code_version, project_root, replace_file
+from .words import did_you_mean
 
 # %% ../nbs/core/19_reproduce.ipynb #c62cd001
 def _end_with_parent():
@@ -139,8 +139,7 @@ def with_inputs(
     asked, todo = set(), list(items if names is None else names)
     for name in todo:
         if name not in items:
-            near = get_close_matches(name, items, 3)
-            raise ValueError(f"unknown item {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(items)}"))
+            raise ValueError(f"unknown item {name!r}; " + did_you_mean(name, items, f"there are {', '.join(items)}"))
     while todo: asked.add(name := todo.pop()); todo += items[name].before - asked
     return [name for name in items if name in asked]
 

@@ -38,7 +38,7 @@ class Recipe:
     bf16: bool = False     # convolutions and products in bfloat16
     seed: int = 0          # of samples and their changes
     look: int = 250        # steps between looks at held-out pairs, each with a checkpoint
-    patience: int = 0      # looks without improvement after which training is done; 0 goes on to the last step
+    patience: int = 0      # looks without a gain after which training is done; 0 goes on to the last step
 
     def __post_init__(self):
         for name in ("batch", "look"):

@@ -8,7 +8,6 @@ __all__ = ['BRIGHTEST', 'FLOW_NETS', 'register_flow', 'flow_names', 'load_flow',
            'freeze']
 
 # %% ../../nbs/core/04_flow/base.ipynb #9e80c3f3
-import difflib
 import hashlib
 import importlib
 import pickle
@@ -23,6 +22,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ..words import did_you_mean
 
 # %% ../../nbs/core/04_flow/base.ipynb #1cade017
 class FlowNet(nn.Module, ABC):
@@ -81,9 +82,8 @@ class UnknownOption(ValueError):
         others: tuple[str, ...] = (), # what else may be meant
     ):
         self.option, self.known = option, known - {option}
-        near = difflib.get_close_matches(option, [*self.known, *others], 1)
-        hint = f"did you mean {near[0]}? It" if near else "it"
-        super().__init__(f"{method} takes no option {option!r}; {hint} takes {', '.join(sorted(self.known)) or 'none'}")
+        near = did_you_mean(option, [*self.known, *others], most=1, likeness=0.6)
+        super().__init__(f"{method} takes no option {option!r}; {f'{near} It' if near else 'it'} takes {', '.join(sorted(self.known)) or 'none'}")
 
 
 def _refused(error, options):
@@ -137,9 +137,8 @@ class Registry:
     ) -> Callable: # builder(weights=None, **options)
         "Who builds `name`; a ValueError lists the known names."
         if name not in self._builders:
-            near = difflib.get_close_matches(str(name), self._builders, 3, 0.5)
-            hint = f"did you mean {' or '.join(near)}? Known" if near else "known"
-            raise ValueError(f"unknown {self.kind} {name!r}; {hint}: {', '.join(sorted(self._builders))}")
+            near = did_you_mean(name, self._builders)
+            raise ValueError(f"unknown {self.kind} {name!r}; {f'{near} Known' if near else 'known'}: {', '.join(sorted(self._builders))}")
         found = self._builders[name]
         if isinstance(found, str):
             module, attribute = found.split(":")
