@@ -240,7 +240,8 @@ class Guided(CLG):
         said, outline = evidence(look.seen, look.weight, FINE), binned(look.outline.detach(), FINE)
         apart, tied = outline, look.tied
         if before.shape == said[:, :2].shape: # found in the round before, and drawn together
-            apart, tied = 1 - (1 - outline) * (1 - parting(before)), [firmness(before) * tie for tie in tied]
+            apart, firm = 1 - (1 - outline) * (1 - parting(before)), firmness(before)
+            tied = [firm * tie for tie in tied]
         sure, pull = tally(binned(said[:, :5] * (1 - apart), CELL // FINE))
         flow = settle(sure, pull, part(tied, apart), flow, steps=3)
         if self.training: return Found(flow, sure, look.outline)
