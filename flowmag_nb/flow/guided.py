@@ -167,14 +167,13 @@ def sided(
     return torch.lerp(flow, sum(part * rival for part, rival in zip(share.split(1, 1), rivals)), suspected)
 
 # %% ../../nbs/core/04a_guided.ipynb #7048fde4
-PARTED = 0.15 # of the motion's size, from one tile to the next: half parted by the usual ties
+PARTED = 0.15 # of the motion's size, from one tile to the next: half parted
 
 def parting(
     flow: Tensor, # (b, 2, h, w), any unit
-    firm: Tensor | float = 1., # times the usual ties: a step costs as much more
 ) -> Tensor: # (b, 1, h, w) in [0, 1]
     "How far each motion parts from its neighbours', measured by what moves on the whole."
-    steps, limit = slopes(flow), (PARTED * size_of(flow)).square() / firm
+    steps, limit = slopes(flow), (PARTED * size_of(flow)).square()
     across, along = (d / (d + limit) for d in (step.square().sum(1, keepdim=True) for step in steps))
     return torch.stack([across, along, F.pad(across, (1, -1)), F.pad(along, (0, 0, 1, -1))]).amax(0)
 
@@ -241,8 +240,8 @@ class Guided(CLG):
         said, outline = evidence(look.seen, look.weight, FINE), binned(look.outline.detach(), FINE)
         apart, tied = outline, look.tied
         if before.shape == said[:, :2].shape: # found in the round before, and drawn together
-            firm = firmness(before)
-            apart, tied = 1 - (1 - outline) * (1 - parting(before, firm)), [firm * tie for tie in tied]
+            apart, firm = 1 - (1 - outline) * (1 - parting(before)), firmness(before)
+            tied = [firm * tie for tie in tied]
         sure, pull = tally(binned(said[:, :5] * (1 - apart), CELL // FINE))
         flow = settle(sure, pull, part(tied, apart), flow, steps=3)
         if self.training: return Found(flow, sure, look.outline)
