@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'GROUPS', 'SIDE', 'STRIDE', 'STANDS_OUT', 'ROWS', 'BOTHERS', 'noise_level', 'variance_at', 'denoised',
-           'quieter']
+           'excess', 'quieter']
 
 # %% ../nbs/core/03b_denoise.ipynb #b1e8675b
 import math
@@ -93,6 +93,14 @@ def _cosines(n):
 # %% ../nbs/core/03b_denoise.ipynb #e41c086e
 BOTHERS = 4 / 255 # brightness: weaker noise is left alone
 
+def excess(
+    light: Tensor, # (b, 1, h, w) brightness
+    level: Tensor, # (b, 2) from `noise_level`
+) -> Tensor: # (b, 1, h, w) >= 0, times the variance of `BOTHERS`
+    "How much more noise there is than is left alone."
+    return (variance_at(light, level) / BOTHERS**2 - 1).clamp_min(0)
+
+
 def quieter(
     frame: Tensor, # (b, 3, h, w) in [0, 1]
     level: Tensor, # (b, 2) from `noise_level`
@@ -100,5 +108,5 @@ def quieter(
     "A frame without most of its noise."
     if (level.sum(1) < BOTHERS**2).all(): return frame
     clean = denoised(frame, level)
-    noise = variance_at(clean.mean(1, keepdim=True), level)
-    return torch.lerp(frame, clean, ((noise - BOTHERS**2) / (noise + BOTHERS**2)).clamp_min(0))
+    loud = excess(clean.mean(1, keepdim=True), level)
+    return torch.lerp(frame, clean, loud / (loud + 2))
