@@ -49,6 +49,7 @@ def move(
     motion: Estimate,   # from the reference to `frame`, on its grid or a coarser one
     alpha: Tensor,      # (b,) or (b, h, w) on the reference's grid
     limit: float = 1.,  # px per px, see `unfold`
+    steps: int = 20,    # of `invert`, at most: where the picture tears, the last pixels take many
 ) -> Tensor: # (b, 3, h, w) in [0, 1]
     "Show `frame` with its `motion` from the reference scaled by `alpha`."
     alpha, size, grid = alpha_planes(alpha), frame.shape[-2:], motion.flow.shape[-2:]
@@ -59,7 +60,7 @@ def move(
     firm = (resize(motion.confidence, cells) + 0.02) * (1 + length(gross))
     if motion.outline is not None: limit = limit + LOOSE * resize(motion.outline, cells) ** 2
     front = None if motion.front is None else resize(motion.front, grid)
-    back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, grid), steps=5, tolerance=0.01, depth=front)
+    back = invert(wanted + resize_flow(unfold(gross, firm, limit) - gross, grid), steps=steps, tolerance=0.01, depth=front)
     share = 1 - 1 / (warp(alpha, back, padding_mode="border") if varied else alpha)
     return warp_sharp(frame, resize_flow(share * back, size)).clamp(0, 1)
 
@@ -149,13 +150,13 @@ class Lagrangian(Magnifier):
         alpha = as_alpha(alpha, frame)
         return self._moved(read[0], _shown(frame, calm, alpha), standing_out(self._found(*read), loud), alpha)
 
-    def _moved(self, reference, frame, motion, alpha):
+    def _moved(self, reference, frame, motion, alpha, **options):
         "`frame` with its `motion` magnified, its length corrected first where that is wanted"
         if self.search:
             effect = (alpha_planes(alpha) - 1).expand(-1, 1, *frame.shape[-2:])
             level = sum(step.abs() for step in slopes(effect)) < 0.01 * effect.abs()  # nothing still speaks, as it would where alpha fades out
             motion = motion._replace(flow=line_search(reference, frame, resize_flow(motion.flow, frame.shape[-2:]), level.float()))
-        return move(frame, motion, alpha)
+        return move(frame, motion, alpha, **options)
 
     def motion(
         self,
@@ -177,7 +178,7 @@ class Lagrangian(Magnifier):
         motions = self._follow(pairs, alpha, waiting)
         for motion in steady(motions) if self.steady else (m for _, m in motions):
             reference, frame, alphas = waiting.popleft()
-            yield self._moved(reference, frame, motion, alphas)
+            yield self._moved(reference, frame, motion, alphas, steps=5)  # a film cannot wait for the last pixels
 
     def _follow(self, pairs, alpha, waiting):
         "References and motions of a clip; what is to be moved by them waits"
