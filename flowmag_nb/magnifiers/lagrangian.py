@@ -126,7 +126,8 @@ def standing_out(
     believed = resize(motion.confidence, [-(-n // CELL) for n in loud.shape[-2:]])
     seen = blur(SURE * believed / (1 - believed).clamp_min(1e-6), EARSHOT / CELL)
     told = resize(seen, loud.shape[-2:]) * length(motion.flow) ** 2
-    return motion._replace(flow=motion.flow * (1 - (STANDS * loud / (told + 1e-9)) ** 4).clamp_min(0))
+    drowned = (STANDS * loud / told.clamp_min(1e-6)).clamp(max=1) ** 4
+    return motion._replace(flow=motion.flow * (1 - drowned))
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #2b77ea8b
 class Lagrangian(Magnifier):
