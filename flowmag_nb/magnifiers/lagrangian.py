@@ -114,8 +114,8 @@ def _shown(frame, calm, alpha):
     return frame if calm is frame else torch.lerp(frame, calm, (alpha_planes(alpha) - 1).abs().clamp(max=1))
 
 # %% ../../nbs/core/06_magnifiers/lagrangian.ipynb #c81f5e04
-STANDS = 0.003 # nats a pixel: what motion must explain, for each unit of `excess`, to stand out of the noise
-EARSHOT = 16   # px, over which what is seen is averaged
+STANDS = 0.0015 # nats a pixel: what motion must explain, for each unit of `excess`, to stand out of the noise
+EARSHOT = 16    # px, over which what is seen is averaged
 
 def standing_out(
     motion: Estimate,     # on the frame's grid
@@ -125,7 +125,7 @@ def standing_out(
     if loud is None: return motion
     believed = resize(motion.confidence, [-(-n // CELL) for n in loud.shape[-2:]])
     seen = blur(SURE * believed / (1 - believed).clamp_min(1e-6), EARSHOT / CELL)
-    told = resize(seen, loud.shape[-2:]) * length(motion.flow) ** 2
+    told = resize(seen, loud.shape[-2:]) * length(motion.flow) ** 2 / 2
     drowned = (STANDS * loud / told.clamp_min(1e-6)).clamp(max=1) ** 4
     return motion._replace(flow=motion.flow * (1 - drowned))
 
