@@ -21,14 +21,14 @@ from typing import get_args, get_origin
 
 from fastcore.docments import docments
 
-from .commands import adapt_model, assets, demo, info, magnify, target
+from .commands import adapt_model, assets, demo, info, magnify, measure_motion, target
 from .studies import Unfinished, compare_methods, evaluate_methods, reproduce, select_pairs, train_model
 from .words import did_you_mean
 
 _VERSION = import_module("flowmag_nb").__version__
 
 # %% ../nbs/core/20b_cli.ipynb #387a84e7
-COMMANDS = dict(magnify=magnify, target=target, demo=demo, compare=compare_methods, evaluate=evaluate_methods, pairs=select_pairs, train=train_model, adapt=adapt_model, reproduce=reproduce, assets=assets, info=info)
+COMMANDS = dict(magnify=magnify, target=target, measure=measure_motion, demo=demo, compare=compare_methods, evaluate=evaluate_methods, pairs=select_pairs, train=train_model, adapt=adapt_model, reproduce=reproduce, assets=assets, info=info)
 
 # %% ../nbs/core/20b_cli.ipynb #8db95fad
 _SHORT = dict(overwrite=("-y",), quiet=("-q",), alpha=("-a",))  # for what is typed often

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'read_mask', 'alpha_field', 'reference_index', 'frame_pairs', 'magnify_frames', 'pick_batch',
-           'MagnifyResult', 'magnify_video', 'beside']
+           'MagnifyResult', 'moving_clip', 'magnify_video', 'beside']
 
 # %% ../nbs/core/08_magnify.ipynb #dbd78c09
 import os
@@ -199,8 +199,12 @@ class MagnifyResult:
 # %% ../nbs/core/08_magnify.ipynb #52fbd460
 MIN_SIDE = 32  # px; what Magnifiers ask for
 
-def _clip(source, fps, capture_fps):
-    "`source` as a `Video` in which something can move."
+def moving_clip(
+    source,           # as for `magnify_video`
+    fps=None,         # as for `Video`
+    capture_fps=None, # as for `Video`
+) -> Video: # of two frames or more, at least MIN_SIDE px on each side
+    "`source` as a clip in which something can move."
     video = Video(source, fps=fps, capture_fps=capture_fps)
     if min(video.height, video.width) < MIN_SIDE:
         raise ValueError(f"source {video.name} must be at least {MIN_SIDE} px on each side to show motion, got {video.width}x{video.height}")
@@ -208,6 +212,7 @@ def _clip(source, fps, capture_fps):
     return video
 
 
+# %% ../nbs/core/08_magnify.ipynb #52fbd461
 def _place(output, video, overwrite):
     "Path to write to, and the temporary folder it is in if no `output` is named."
     if output is None:
@@ -267,7 +272,7 @@ def magnify_video(
     **options,                             # passed to the model's builder, e.g. flow="raft-small"
 ) -> MagnifyResult:
     "Make the motion of a clip `alpha` times as large."
-    video = _clip(source, fps, capture_fps)
+    video = moving_clip(source, fps, capture_fps)
     alpha = alpha_field(alpha, video.height, video.width, mask)
     reference_index(reference, video.frame_count)
     path, folder = _place(output, video, overwrite)

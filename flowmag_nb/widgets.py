@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from .magnifiers import MAGNIFIERS, as_alpha, load_magnifier
-from .magnify import _clip
+from .magnify import moving_clip
 from .segment import Segmenter, pick_method
 from .target import Target, alpha_map, cut_out, magnify_target, overlay
 from .video import Video, to_images, to_tensor
@@ -186,7 +186,7 @@ def open(self: TargetPicker,
     source, # video file, GIF, folder, array or `Video`
 ):
     "Show another clip."
-    clip = _clip(source, None, None)
+    clip = moving_clip(source)
     self.clip, self.box.bboxes, self.player.value = clip, [], ""
     for slider, value in ((self.frame, 0), (self.look, clip.frame_count // 5)): slider.max, slider.value = clip.frame_count - 1, value
     self.band.max = max(float(clip.capture_fps) / 2 - 0.1, self.band.min)
