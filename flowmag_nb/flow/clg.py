@@ -388,7 +388,7 @@ class CLG(Estimator):
     def sketch(self, first, second, start=None):
         "Motion, and how much of it was seen rather than continued."
         check_frames(first.expand_as(second) if len(first) == 1 else first, second)
-        size, levels = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
+        size, levels, improve = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1, self.improver(first, second, start)
         warps, skip = [self.warps] * levels, 0
         if start is not None:
             skip = min(int(size.numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, max(levels - 2, 0))
@@ -401,7 +401,7 @@ class CLG(Estimator):
             if unit % side or list(size) != [side * n for n in start.shape[-2:]]: start, side = resize_flow(start, size), 1
             start = pad(start, side)[0]
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
-        flow, data, outline, front = coarse_to_fine(*pyramids, self.improve, warps, start)
+        flow, data, outline, front = coarse_to_fine(*pyramids, improve, warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         if front is not None: front = resize(front, seen.shape[-2:])
         def cropped(x, resized=resize):
@@ -409,6 +409,10 @@ class CLG(Estimator):
             side = whole[0] // x.shape[-2]
             return crop(resized(x, whole)) if any(n % side for n in (*size, unit)) else crop(x, side)
         return Estimate(cropped(flow, resize_flow), cropped(seen / (seen + SURE)), cropped(outline), cropped(front))
+
+    def improver(self, first, second, start):
+        "What improves the motion between these frames"
+        return self.improve
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"

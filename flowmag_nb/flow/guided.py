@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'LET_GO', 'ASIDE', 'CLEAR', 'FINE', 'AROUND', 'FITS', 'LOUDEST', 'LEAN', 'PARTED',
-           'SLIGHT', 'FIRM', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting', 'in_front',
-           'sided', 'parting', 'firmness', 'Look', 'Guided']
+           'SLIGHT', 'FIRM', 'EVEN', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting',
+           'in_front', 'sided', 'parting', 'firmness', 'evened', 'Look', 'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..agree import agreed
+from ..copies import copied
 from . import load_state
 from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
 from ..paths import embedded
@@ -187,6 +189,22 @@ def firmness(
     "How much less a motion bends, because it is small."
     return (SLIGHT / (FINE * size_of(flow))).clamp(1, FIRM)
 
+# %% ../../nbs/core/04a_guided.ipynb #5f1a0c06
+EVEN = 40 # 1/px² a pixel, times squared motion: votes twice as loud as others are hardly heard more
+
+def evened(
+    data: Tensor,   # (b, 3, h, w) stiffness
+    force: Tensor,  # (b, 2, h, w)
+    tied: tuple[Tensor, Tensor], # right, down: (b, 1, h, w)
+    flow: Tensor,   # (b, 2, h, w) cells: the motion believed so far
+    share: Tensor,  # (b, 1, 1, 1) in [0, 1], from `copied`
+) -> tuple[Tensor, Tensor, list[Tensor]]: # the same
+    "Votes of which none is much louder than others, and ties as much firmer as that makes them softer on average."
+    loud = blur(data[:, :1] + data[:, 2:], 2.)
+    soft = 1 / (1 + share * loud / (EVEN * (CELL * size_of(flow)).square()))
+    firm = loud.mean((2, 3), keepdim=True) / (soft * loud).mean((2, 3), keepdim=True)
+    return firm * soft * data, firm * soft * force, [firm * tie for tie in tied]
+
 # %% ../../nbs/core/04a_guided.ipynb #ebfc2b11
 class Look(NamedTuple):
     "What two pictures show, and what the network says of them."
@@ -231,7 +249,12 @@ class Guided(CLG):
         factor, outline = self.guide(*clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9)))
         return Look(seen, usual * factor, outline, data, force, tied)
 
-    def improve(self, first, second, flow, level):
+    def improver(self, first, second, start):
+        "`improve`, told how far a pair is `copied`; in a clip the reference is not what an encoder copied from"
+        share = None if self.training or start is not None else copied(first, second)[:, None, None, None]
+        return self.improve if share is None or not share.any() else partial(self.improve, share=share)
+
+    def improve(self, first, second, flow, level, share=None):
         "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines, and parts it where the round before did"
         if level: return super().improve(first, second, flow, level)
         before, brightness = flow.detach(), binned(first, FINE)
@@ -243,6 +266,7 @@ class Guided(CLG):
             apart, firm = 1 - (1 - outline) * (1 - parting(before)), firmness(before)
             tied = [firm * tie for tie in tied]
         sure, pull = tally(binned(said[:, :5] * (1 - apart), CELL // FINE))
+        if share is not None: sure, pull, tied = evened(sure, pull, tied, flow, share)
         flow = settle(sure, pull, part(tied, apart), flow, steps=3)
         if self.training: return Found(flow, sure, look.outline)
         suspected = SUSPICION * highest(binned(outline, CELL // FINE))
