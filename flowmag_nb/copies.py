@@ -63,7 +63,7 @@ def _blocks(first, second):
     chosen = chosen[torch.linspace(0, len(chosen) - 1, min(WITNESSES, len(chosen)), device=chosen.device).long()]
     return around[chosen, None], blocks[chosen]
 
-
+# %% ../nbs/core/03c_copies.ipynb #71c27e60
 def _off(around, blocks):
     "Grey levels (y, x, n) by which blocks differ from what lies so many quarters away, the middle being the place where they are"
     between, away = quarters(around), range(-4 * AWAY, 4 * AWAY + 1)

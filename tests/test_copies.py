@@ -1,0 +1,57 @@
+"""Pairs that came from an encoder: told from others, and measured with its rounding in mind."""
+import numpy as np
+import pytest
+import torch
+from standins import write
+
+import flowmag_nb.flow.guided as guided
+from flowmag_nb.copies import copied
+from flowmag_nb.flow import load_flow
+from flowmag_nb.video import Video, to_tensor
+from flowmag_nb.warp import warp
+
+SIDE = 192
+
+
+def scene(seed):
+    """Two pictures of four tiles, each moved by half a pixel in a direction of its own, and the true motion."""
+    rng = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None]
+    spectrum = rng.normal(size=(4, SIDE, SIDE)) + 1j * rng.normal(size=(4, SIDE, SIDE))
+    spectrum *= (fx**2 + fy**2 + 1e-4) ** -.65 * (np.hypot(fx, fy) < .3)
+    texture = torch.from_numpy(np.fft.ifft2(spectrum).real).float()[:, None]
+    texture = .5 + .16 * (texture - texture.mean((2, 3), keepdim=True)) / texture.std((2, 3), keepdim=True)
+    angle = torch.from_numpy(rng.uniform(0, 2 * np.pi, 4)).float()
+    motion = .5 * torch.stack([angle.cos(), angle.sin()], 1)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+    where = (torch.arange(SIDE) >= SIDE // 2).long()
+    which = (2 * where[:, None] + where)[None, None]
+    both = texture, warp(texture, -motion, "bicubic", "border")
+    first, second = (x.movedim(1, 0).gather(1, which).expand(-1, 3, -1, -1).clamp(0, 1) for x in both)
+    return first, second, motion.movedim(0, 1).gather(1, which[:, 0, None].expand(2, 1, -1, -1).reshape(2, 1, SIDE, SIDE)).movedim(1, 0)
+
+
+def through_codec(folder, first, second, crf):
+    """The two pictures as a film of two frames, read again."""
+    images = (255 * torch.cat([first, second])).round().byte().permute(0, 2, 3, 1).numpy()
+    frames = to_tensor(list(Video(write(folder / "two.mp4", images, crf=crf))))
+    return frames[:1], frames[1:]
+
+
+@pytest.mark.parametrize("crf", [18, 23, 28])
+def test_copies_are_told_and_lenses_are_not(crf, tmp_path):
+    first, second, _ = scene(0)
+    assert copied(first, second).item() == 0
+    assert copied(*through_codec(tmp_path, first, second, crf)).item() > .8
+
+
+def test_votes_of_copies_are_evened_out(tmp_path, monkeypatch):
+    net, errors = load_flow("guided"), {}
+    pairs = [scene(seed) for seed in range(3)]
+    for name, share in dict(believed=lambda *_: torch.zeros(1), evened=copied).items():
+        monkeypatch.setattr(guided, "copied", share)
+        with torch.no_grad():
+            found = [(net(*through_codec(tmp_path, *pair[:2], 28)) - pair[2]).norm(dim=1).mean().item() for pair in pairs]
+            errors[name], clean = np.mean(found), net(*pairs[0][:2])
+        errors.setdefault("clean", clean)
+        assert torch.equal(errors["clean"], clean)
+    assert errors["evened"] < .9 * errors["believed"], errors
