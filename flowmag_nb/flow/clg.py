@@ -11,7 +11,7 @@ __all__ = ['FEW', 'RELAX', 'NOISE', 'STEEP', 'MODEL_ERROR', 'UNEXPLAINED', 'SOFT
 # %% ../../nbs/core/04_flow/clg.ipynb #5f3b6ba2
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -362,9 +362,10 @@ class Estimator(FlowNet):
         first: Tensor,                # (b, 3, h, w) in [0, 1], or one for all
         second: Tensor,               # (b, 3, h, w) in [0, 1]
         start: Tensor | None = None,  # as in `sketch`
+        **told,                       # as in `sketch`, of estimators that listen
     ) -> Estimate: # on the frame's grid
         "Motion from `first` to `second`, and what else is known of it."
-        found, size = self.sketch(first, second, start), first.shape[-2:]
+        found, size = self.sketch(first, second, start, **told), first.shape[-2:]
         return Estimate(resize_flow(found.flow, size), *(None if x is None else resize(x, size) for x in found[1:]))
 
 
@@ -385,10 +386,10 @@ class CLG(Estimator):
         if stream_skip is not None and stream_skip < 0: raise ValueError(f"stream_skip must be 0 or larger, or None, got {stream_skip}")
         self.smoothness, self.warps, self.stream_warps, self.stream_skip = smoothness, warps, stream_warps, stream_skip
 
-    def sketch(self, first, second, start=None):
-        "Motion, and how much of it was seen rather than continued."
+    def sketch(self, first, second, start=None, **told):
+        "Motion, and how much of it was seen rather than continued; `improve` is `told` what else is known."
         check_frames(first.expand_as(second) if len(first) == 1 else first, second)
-        size, levels, improve = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1, self.improver(first, second, start)
+        size, levels = first.shape[-2:], max(int(math.log2(min(first.shape[-2:]) / 16)), 0) + 1
         warps, skip = [self.warps] * levels, 0
         if start is not None:
             skip = min(int(size.numel() >= AMPLE) if self.stream_skip is None else self.stream_skip, max(levels - 2, 0))
@@ -401,7 +402,7 @@ class CLG(Estimator):
             if unit % side or list(size) != [side * n for n in start.shape[-2:]]: start, side = resize_flow(start, size), 1
             start = pad(start, side)[0]
         pyramids = (pyramid(frame, levels)[skip:] for frame in (first, second))
-        flow, data, outline, front = coarse_to_fine(*pyramids, improve, warps, start)
+        flow, data, outline, front = coarse_to_fine(*pyramids, partial(self.improve, **told), warps, start)
         seen, whole = (data[:, :1] + data[:, 2:]) / 2 / CELL**2, first.shape[-2:]
         if front is not None: front = resize(front, seen.shape[-2:])
         def cropped(x, resized=resize):
@@ -409,10 +410,6 @@ class CLG(Estimator):
             side = whole[0] // x.shape[-2]
             return crop(resized(x, whole)) if any(n % side for n in (*size, unit)) else crop(x, side)
         return Estimate(cropped(flow, resize_flow), cropped(seen / (seen + SURE)), cropped(outline), cropped(front))
-
-    def improver(self, first, second, start):
-        "What improves the motion between these frames"
-        return self.improve
 
     def improve(self, first, second, flow, level):
         "One linearisation on one level of the pyramid"

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'SQUARE', 'UNLIKELY', 'LET_GO', 'ASIDE', 'CLEAR', 'FINE', 'AROUND', 'FITS', 'LOUDEST', 'LEAN', 'PARTED',
-           'SLIGHT', 'FIRM', 'EVEN', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide', 'part', 'meeting',
-           'in_front', 'sided', 'parting', 'firmness', 'evened', 'Look', 'Guided']
+           'SLIGHT', 'FIRM', 'EVEN', 'ROUNDED', 'ENOUGH', 'SUSPICION', 'size_of', 'clues', 'LookAround', 'Guide',
+           'part', 'meeting', 'in_front', 'sided', 'parting', 'firmness', 'evened', 'gathered', 'Look', 'Guided']
 
 # %% ../../nbs/core/04a_guided.ipynb #6a5992ad
 import math
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..agree import agreed
 from ..copies import copied
 from . import load_state
-from .clg import CELL, CLG, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
+from .clg import CELL, CLG, Estimate, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
 from ..paths import embedded
 from ..warp import binned, blur, highest, length, resize, resize_flow
 
@@ -205,6 +204,27 @@ def evened(
     firm = loud.mean((2, 3), keepdim=True) / (soft * loud).mean((2, 3), keepdim=True)
     return firm * soft * data, firm * soft * force, [firm * tie for tie in tied]
 
+# %% ../../nbs/core/04a_guided.ipynb #5f1a0c10
+ROUNDED = 0.07 # px: a quarter of a pixel / 12**0.5, by which a copy is off
+ENOUGH = 1024  # cells that stand for all
+
+def gathered(
+    motion: Estimate, # on the frame's grid
+    share: Tensor,    # (b, 1, 1, 1) in [0, 1], from `copied`
+) -> Estimate:
+    "Each motion drawn to the mean of those like it."
+    cells, believed = binned(motion.flow, CELL), binned(motion.confidence, CELL)
+    every, say = cells.flatten(2).mT, (believed / (1 - believed).clamp_min(1e-4)).flatten(1)[:, None]
+    width = (size_of(cells)[..., 0] / 3).clamp(max=2 * ROUNDED)
+    step = -(-every.shape[1] // ENOUGH)
+    some, say = every[:, ::step], say[..., ::step]
+    means = []
+    for part in every.split(4 * ENOUGH, 1):
+        alike = say * torch.exp(-(torch.cdist(part, some) / width).square() / 2)
+        means.append(alike @ some / alike.sum(2, keepdim=True).clamp_min(1e-12))
+    drawn = share * (torch.cat(means, 1).mT.view_as(cells) - cells)
+    return motion._replace(flow=motion.flow + resize(drawn, motion.flow.shape[-2:]))
+
 # %% ../../nbs/core/04a_guided.ipynb #ebfc2b11
 class Look(NamedTuple):
     "What two pictures show, and what the network says of them."
@@ -249,10 +269,11 @@ class Guided(CLG):
         factor, outline = self.guide(*clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9)))
         return Look(seen, usual * factor, outline, data, force, tied)
 
-    def improver(self, first, second, start):
-        "`improve`, told how far a pair is `copied`; in a clip the reference is not what an encoder copied from"
-        share = None if self.training or start is not None else copied(first, second)[:, None, None, None]
-        return self.improve if share is None or not share.any() else partial(self.improve, share=share)
+    def estimate(self, first, second, start=None, **told):
+        "As `CLG`; where an encoder `copied` the pair, what it says is evened out and gathered"
+        share = None if self.training else copied(first, second)[:, None, None, None]
+        if share is None or not share.any(): return super().estimate(first, second, start, **told)
+        return gathered(super().estimate(first, second, start, share=share, **told), share)
 
     def improve(self, first, second, flow, level, share=None):
         "As `CLG`; the finest level asks the network and, in use, draws motion together along outlines, and parts it where the round before did"
