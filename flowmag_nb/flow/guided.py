@@ -189,7 +189,7 @@ def firmness(
     return (SLIGHT / (FINE * size_of(flow))).clamp(1, FIRM)
 
 # %% ../../nbs/core/04a_guided.ipynb #5f1a0c06
-EVEN = 40 # 1/px² a pixel, times squared motion: votes twice as loud as others are hardly heard more
+EVEN = 40 # 1/px² a pixel, times squared motion: louder votes are hardly heard more
 
 def evened(
     data: Tensor,   # (b, 3, h, w) stiffness
