@@ -36,9 +36,11 @@ class Region(NamedTuple):
     left: int      # px
     mask: Tensor   # (1, 1, h, w) in [0, 1]
     lever: Tensor  # (3, h, w): 1, and how far right of and below the object's middle, in units of its size
+    ways: Tensor   # (t, 2, 6) float64: what six numbers, three levers in x and y, move each tile of `TILE` px by
 
 
 ROOM = 16  # px around an object that its window shows
+TILE = 8   # px: pixels so near err together
 
 def region(
     mask: Tensor, # (h, w) in [0, 1], of the picture
@@ -50,7 +52,9 @@ def region(
     place = pixel_grid(inside)[0]
     away = place - mean(place)
     size = mean(away.square().sum(0, keepdim=True)).sqrt().clamp_min(1)
-    return Region(top, left, inside, torch.cat([torch.ones_like(away[:1]), away / size]))
+    lever = torch.cat([torch.ones_like(away[:1]), away / size])
+    tiles = binned(lever[None], TILE)[0].flatten(1).T.double().cpu()
+    return Region(top, left, inside, lever, torch.einsum("tk,ij->tikj", tiles, torch.eye(2, dtype=torch.float64)).flatten(2))
 
 
 def _reach(line):
@@ -59,7 +63,6 @@ def _reach(line):
     return max(there[0] - ROOM, 0), min(there[-1] + 1 + ROOM, len(line))
 
 # %% ../nbs/core/16_measure.ipynb #4bd1b677
-TILE = 8     # px: pixels so near err together
 SHAPE = 1e-3  # of what an object says of its middle: how firmly it keeps its shape
 
 def locate(
@@ -71,8 +74,7 @@ def locate(
 ) -> tuple[Tensor, Tensor]: # (3, 2): (dx, dy) px of the middle, and what a lever adds to it; (2, 2) px²: covariance of the middle
     "Where an object went."
     hold = torch.tensor([1e-6] * 2 + [SHAPE] * 4, dtype=torch.float64)
-    levers = binned(region.lever[None], TILE)[0].flatten(1).T.double().cpu()
-    ways = torch.einsum("tk,ij->tikj", levers, torch.eye(2, dtype=torch.float64)).flatten(2)  # a tile's motion, of the six
+    ways = region.ways
     for _ in range(rounds):
         stiffness, force, grain = _witness(region, first, second, course)
         stiff = torch.einsum("tia,tij,tjb->ab", ways, stiffness, ways)
@@ -259,7 +261,7 @@ def measure_video(
     still: Target | None = None,         # what rests in truth; its motion is the camera's, and taken off
     reference: str | int = "first",      # 'first' or the number of the frame that displacement is measured from
     axis: float | None = None,           # degrees, 0 to the right, 90 down; None: where each object moves most
-    band: tuple[float, float] | None = None, # lowest and highest frequency, Hz, that is kept; None: all
+    band: tuple[float, float] | None = None, # lowest and highest frequency, Hz, that is kept; None: all. Errors stay those before
     scale: float = 1.,                   # units per px, 0.25 if a pixel shows 0.25 mm
     unit: str = "px",                    # what `scale` makes of px
     fps: float | None = None,            # plays at this rate; None keeps the times of the source
