@@ -55,3 +55,9 @@ def test_votes_of_copies_are_evened_out(tmp_path, monkeypatch):
         errors.setdefault("clean", clean)
         assert torch.equal(errors["clean"], clean)
     assert errors["evened"] < .9 * errors["believed"], errors
+
+
+def test_a_blank_pair_beside_a_copied_one_stays_at_rest(tmp_path):
+    first, second = through_codec(tmp_path, *scene(0)[:2], 28)
+    with torch.no_grad(): found = load_flow("guided")(torch.cat([first, 0 * first]), torch.cat([second, 0 * first]))
+    assert found[0].isfinite().all() and found[0].norm(dim=0).mean() > .3 and found[1].abs().max() == 0

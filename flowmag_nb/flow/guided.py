@@ -201,7 +201,8 @@ def evened(
     "Votes of which none is much louder than others, and ties as much firmer as that makes them softer on average."
     loud = blur(data[:, :1] + data[:, 2:], 2.)
     soft = 1 / (1 + share * loud / (EVEN * (CELL * size_of(flow)).square()))
-    firm = loud.mean((2, 3), keepdim=True) / (soft * loud).mean((2, 3), keepdim=True)
+    before, after = (x.mean((2, 3), keepdim=True) + 1e-9 for x in (loud, soft * loud))  # 1e-9 for a blank picture
+    firm = before / after
     return firm * soft * data, firm * soft * force, [firm * tie for tie in tied]
 
 # %% ../../nbs/core/04a_guided.ipynb #5f1a0c10
