@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..agree import agreed
 from ..copies import copied
 from . import load_state
-from .clg import CELL, CLG, Estimate, Found, Membrane, Overlap, even_ties, evidence, gather, hierarchy, overlap, settle, slopes, solve, tally, ties, trust, votes
+from .clg import CELL, CLG, Estimate, Found, Overlap, evidence, overlap, settle, tally, ties, trust, votes
+from ..membrane import Membrane, even_ties, gather, hierarchy, slopes, solve
 from ..paths import embedded
 from ..warp import binned, blur, highest, length, resize, resize_flow
 

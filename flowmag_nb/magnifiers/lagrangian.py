@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..denoise import excess, noise_level, quieter
 from ..flow import check_frames
-from ..flow.clg import CELL, NOISE, SURE, Estimate, Membrane, even_ties, gather, hierarchy, luma, overlap, slopes, solve
+from ..flow.clg import CELL, NOISE, SURE, Estimate, luma, overlap
 from . import Magnifier, alpha_planes, as_alpha, flow_of
+from ..membrane import Membrane, even_ties, gather, hierarchy, slopes, solve
 from ..temporal import steady
 from ..warp import binned, blur, invert, length, once, resize, resize_flow, smooth, warp, warp_sharp
 
