@@ -154,6 +154,10 @@ TRAININGS = {
         "the default's network on films with known motion; half an hour on one core once they are rendered",
         "motion", dict(untrained=True, bounds=(3e-4, 55.), warps=2), KnownMotion, open_films,
         Recipe(steps=6000, batch=8, lr=2e-3, ema=0.99)),
+    "motion-coded": Preset(
+        "its second network, for pairs that an encoder copied, learned through all that is done with them; three quarters of an hour on two cores",
+        "motion", dict(teach="coded"), partial(KnownMotion, outline=0.1), open_films,
+        Recipe(steps=2000, batch=4, lr=1.5e-3, ema=0.995, look=250)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",
         "flowmag", dict(width=8, depth=3, untrained=True), partial(_through, "clg"), partial(open_data, size=48, made=(DriftSet,), motion=(0.3, 1.5), magnified=5.),
@@ -167,7 +171,7 @@ def train_preset(
     data: str | Path | None = None,     # see `open_data`
     cutouts: str | Path | None = None,  # folder of cut-out objects, where scenes are rendered
     *,
-    weights: str | Path | None = None,  # file to begin with, in place of untrained weights
+    weights: str | Path | None = None,  # file to begin with, in place of untrained weights, or of those that travel along
     seed: int = 0,
     bf16: bool = False,           # convolutions in bfloat16: faster where the hardware has it
     notes: dict | None = None,    # for the card of the weights
@@ -181,7 +185,7 @@ def train_preset(
     sources, held_out = preset.data(data, seed=seed, cutouts=cutouts)
     for source in sources:
         if options.get("workers") and hasattr(source.data, "draw_ahead"): source.data.draw_ahead(options["workers"])
-    known = dict(preset=name, magnifier=preset.model, options={k: v for k, v in preset.options.items() if k != "untrained"}, begun=str(weights or "untrained"))
+    known = dict(preset=name, magnifier=preset.model, options={k: v for k, v in preset.options.items() if k != "untrained"}, begun=str(weights or ("untrained" if preset.options.get("untrained") else "what travels with the package")))
     return train(magnifier, loss, sources, replace(preset.recipe, seed=seed, bf16=bf16), held_out, folder, notes=known | (notes or {}), **options)
 
 

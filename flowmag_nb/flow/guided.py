@@ -247,34 +247,50 @@ class Guided(CLG):
         weights: str | Path | None = None, # file, for example from `flowmag train --preset motion`; None: what travels with the package
         width: int = 64,                   # channels of the network
         bounds: tuple[float, float] = (0.7, 8.), # least and greatest multiple of the usual trust that the network may give a pixel
-        untrained: bool = False,           # start as `clg`, to be trained
+        coded_bounds: tuple[float, float] = (0.05, 8.), # the same where an encoder copied
+        untrained: bool = False,           # start as `clg`, to be trained; one network sees to all pairs
+        teach: str = "guide",              # what training changes: "guide", or "coded", which looks at pairs that an encoder copied, and learns from nothing else
         warps: int = 6,                    # linearisations per pyramid level: what parts takes four more to settle
         stream_skip: int | None = None,    # finest levels left out in a clip, which is faster; None: one, in frames of `AMPLE` px or more
         **options,                         # of `CLG`
     ):
-        if not 0 < bounds[0] < 1 < bounds[1]: raise ValueError(f"bounds must be a factor below 1 and one above, got {bounds}")
+        for name, (low, high) in dict(bounds=bounds, coded_bounds=coded_bounds).items():
+            if not 0 < low < 1 < high: raise ValueError(f"{name} must be a factor below 1 and one above, got {(low, high)}")
+        fresh = untrained and weights is None
+        if teach not in (("guide",) if fresh else ("guide", "coded")): raise ValueError(f"teach must be 'guide', or 'coded' if there are weights to begin with, got {teach!r}")
         super().__init__(warps=warps, stream_skip=stream_skip, **options)
-        self.guide = Guide(width, bounds)
+        self.guide, self.coded, self.teach = Guide(width, bounds), None if fresh else Guide(width, coded_bounds), teach
         if weights is None and not untrained: weights = embedded("motion")
-        if weights is not None: load_state(self, weights, rename={r"^flow\.": ""})  # a whole Magnifier's file will do
+        if weights is not None: load_state(self, weights, rename={r"^flow\.": ""}, spare={r"^coded\.": "guide."})  # a whole Magnifier's file will do
+        if self.coded: (self.coded if teach == "guide" else self.guide).requires_grad_(False)
 
     def look(self,
         first: Tensor,   # (b, 1, h, w) from `luma`, or one for all, sides multiples of CELL * SQUARE
         second: Tensor,  # (b, 1, h, w)
         flow: Tensor,    # (b, 2, h/CELL, w/CELL) cells: the motion believed so far
+        share: Tensor | None = None, # (b, 1, 1, 1) in [0, 1], from `copied`; None: of no pair
     ) -> Look:
         "Lay two pictures over each other, and ask the network about them."
         seen = overlap(first, second, resize_flow(flow, first.shape[-2:]))
         usual = trust(seen.slope2, seen.change)
         data, force = votes(seen, usual)
         tied = ties(flow, resize(first, flow.shape[-2:]), self.smoothness)
-        factor, outline = self.guide(*clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9)))
+        shown = clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9))
+        factor, outline = self.guide(*shown)
+        if share is not None and self.coded: factor, outline = (torch.lerp(*said, share) for said in zip((factor, outline), self.coded(*shown)))
         return Look(seen, usual * factor, outline, data, force, tied)
+
+    def copies(self,
+        first: Tensor,  # (b, 3, h, w) in [0, 1], or one for all
+        second: Tensor, # (b, 3, h, w) in [0, 1]
+    ) -> Tensor | None: # (b, 1, 1, 1) in [0, 1]; None: of no pair
+        "How far pairs are copies; in training, as far as the network that learns is for them."
+        share = second.new_full((len(second),), self.teach == "coded") if self.training else copied(first, second)
+        return share[:, None, None, None] if share.any() else None
 
     def estimate(self, first, second, start=None, **told):
         "As `CLG`; where an encoder `copied` the pair, what it says is evened out and gathered"
-        share = None if self.training else copied(first, second)[:, None, None, None]
-        if share is None or not share.any(): return super().estimate(first, second, start, **told)
+        if (share := self.copies(first, second)) is None: return super().estimate(first, second, start, **told)
         return gathered(super().estimate(first, second, start, share=share, **told), share)
 
     def improve(self, first, second, flow, level, share=None):
@@ -282,8 +298,8 @@ class Guided(CLG):
         if level: return super().improve(first, second, flow, level)
         before, brightness = flow.detach(), binned(first, FINE)
         flow = resize_flow(before if self.training else flow, [n // CELL for n in first.shape[-2:]])
-        look = self.look(first, second, flow)
-        said, outline = evidence(look.seen, look.weight, FINE), binned(look.outline.detach(), FINE)
+        look = self.look(first, second, flow, share)
+        said, outline = evidence(look.seen, look.weight, FINE), binned(look.outline.detach() if share is None else look.outline, FINE)
         apart, tied = outline, look.tied
         if before.shape == said[:, :2].shape: # found in the round before, and drawn together
             apart, firm = 1 - (1 - outline) * (1 - parting(before)), firmness(before)
@@ -291,7 +307,7 @@ class Guided(CLG):
         sure, pull = tally(binned(said[:, :5] * (1 - apart), CELL // FINE))
         if share is not None: sure, pull, tied = evened(sure, pull, tied, flow, share)
         flow = settle(sure, pull, part(tied, apart), flow, steps=3)
-        if self.training: return Found(flow, sure, look.outline)
+        if self.training and share is None: return Found(flow, sure, look.outline)
         suspected = SUSPICION * highest(binned(outline, CELL // FINE))
         drawn = sided(resize_flow(flow, outline.shape[-2:]), said, brightness, resize(suspected.clamp(max=1), outline.shape[-2:]))
         return Found(drawn, sure, look.outline, in_front(flow, look.data, look.force, look.outline))
