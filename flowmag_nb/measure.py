@@ -125,10 +125,16 @@ def amplitudes(
     count = len(times)
     if count < 8: raise ValueError(f"a spectrum needs 8 frames or more, got {count}; take a longer clip")
     even = np.linspace(times[0], times[-1], count)
-    level = np.stack([np.interp(even, times, course) for course in values.T], 1)
+    level = _at(even, times, values)
     window = np.hanning(count + 1)[:-1]
     level = level - np.stack([np.polyval(np.polyfit(even, course, 1, w=window**.5), even) for course in level.T], 1)
     return np.fft.rfftfreq(count, even[1] - even[0]), 2 * np.abs(np.fft.rfft(window[:, None] * level, axis=0)) / window.sum()
+
+
+def _at(wanted, times, values):
+    "Values (t, ...) at other times, between those that are known"
+    courses = values.reshape(len(times), -1).T
+    return np.stack([np.interp(wanted, times, course) for course in courses], 1).reshape(len(wanted), *values.shape[1:])
 
 
 def strongest(
@@ -222,7 +228,7 @@ def _table(names, times, shifts, spreads, unit, axis):
     return pd.concat(parts, ignore_index=True), axes
 
 # %% ../nbs/core/16_measure.ipynb #e2b4f769
-def _regions(video, targets, still, index, segment, sam):
+def _regions(video, targets, still, index, segment, sam, device):
     "Names and masks (n, h, w) of what is measured, what rests last"
     targets = [targets] if isinstance(targets, Target) else list(targets)
     shown = targets + [still] * (still is not None)
@@ -231,10 +237,17 @@ def _regions(video, targets, still, index, segment, sam):
         if target.framewise: raise ValueError(f"{target.name} has a mask for each frame; to be measured it needs one, of the reference frame {index}")
     names = [target.name for target in targets]
     if len(set(names)) < len(names): raise ValueError(f"names of targets must differ, got {', '.join(names)}; give each a name of its own")
-    masks = cut_out(video, shown, index, segment, sam)[0] if shown else None
+    masks = cut_out(video, shown, index, segment, sam, device=device)[0] if shown else None
     if targets: return names, masks
     everything = torch.ones(1, video.height, video.width)
     return ["picture"], everything if masks is None else torch.cat([everything, masks])
+
+
+def _kept(times, band):
+    "What takes from courses (t, ...) all that lies outside of a band, Hz; where frames come unevenly, by way of even times"
+    even = np.linspace(times[0], times[-1], len(times))
+    cut = band_pass(Band("fir", *band), (len(times) - 1) / (times[-1] - times[0]))
+    return lambda courses: _at(times, even, cut(torch.from_numpy(_at(even, times, courses))).numpy())
 
 
 def _courses(video, regions, index, flow, device, progress):
@@ -278,13 +291,13 @@ def measure_video(
     if index is None: raise ValueError("reference must be 'first' or a frame number, got 'previous'; displacement is measured from one frame")
     if not 0 < scale < float("inf"): raise ValueError(f"scale must be a positive number of {unit} per px, got {scale}")
     slow = float(video.fps / video.capture_fps)
-    cut = None if band is None else band_pass(Band("fir", *band), float(video.capture_fps))
-    names, masks = _regions(video, targets, still, index, segment, sam)
+    times = np.array([float(video.time(i)) for i in range(video.frame_count)]) * slow
+    kept = None if band is None else _kept(times, band)
+    names, masks = _regions(video, targets, still, index, segment, sam, device)
     regions = [region(mask.to(device)) for mask in masks]
     shifts, spreads = map(np.stack, zip(*_courses(video, regions, index, flow, device, progress)))
     if still is not None: shifts, spreads = shifts[:, :-1] - shifts[:, -1:], spreads[:, :-1] + spreads[:, -1:]
-    if cut: shifts = cut(torch.from_numpy(shifts)).numpy()
-    times = np.array([float(video.time(i)) for i in range(len(shifts))]) * slow
+    if kept: shifts = kept(shifts)
     table, axes = _table(names, times - times[0], shifts * scale, spreads * scale**2, unit, axis)
     return Measurement(table, unit, axes, video.name, video.frame(index).image, masks[:len(names)])
 

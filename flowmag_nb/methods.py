@@ -61,7 +61,7 @@ def method_options(
     found = _options(builder)
     flow = getattr(builder, "estimator", None) or getattr(found.get("flow", (None,))[0], "default", None)
     if isinstance(flow, str):
-        if hasattr(builder, "estimator"): found.pop("flow")
+        for option in getattr(builder, "brings", ()): found.pop(option)
         found |= {k: (option, f"{note} (of {flow})") for k, (option, note) in _options(FLOW_NETS.builder(flow)).items() if k not in found}
     return {_typed(option): note for option, note in found.values()}
 

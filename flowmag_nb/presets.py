@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 
 from .batches import Source, held_pair, hold_out, real_pair, rendered
 from .collage import Cutouts, Photographs
-from .films import FilmSet, Rendered, mirrored
+from .films import CodedSet, FilmSet, Rendered, mirrored
 from .flow import load_flow
 from .ladders import Ladders, climb
 from .magnifiers import load_magnifier
@@ -94,13 +94,15 @@ def open_data(
 # %% ../nbs/core/12a_presets.ipynb #2d4586d1
 def open_films(
     where: str | Path | None,  # folder of films by `render_films`, or of photographs to film, or several; None computes pictures
+    made: type = FilmSet,      # what is filmed of photographs
+    size: int = 192,           # px, each side of it
     **options,                 # see `open_pictures`
 ) -> tuple[list[Source], list[Source]]: # to train on, to look at
     "Films with a known motion."
     found = []
     for folder, weight in _folders(where):
         rendered = folder and any(folder.glob("*.safetensors"))
-        both = _rendered_films(folder) if rendered else open_pictures(folder, 192, made=FilmSet, **options)
+        both = _rendered_films(folder) if rendered else open_pictures(folder, size, made=made, **options)
         found.append([source._replace(weight=weight) for source in both])
     return tuple(map(list, zip(*found)))
 
@@ -156,7 +158,7 @@ TRAININGS = {
         Recipe(steps=6000, batch=8, lr=2e-3, ema=0.99)),
     "motion-coded": Preset(
         "its second network, for pairs that an encoder copied, learned through all that is done with them; three quarters of an hour on two cores",
-        "motion", dict(teach="coded"), partial(KnownMotion, outline=0.1), open_films,
+        "motion", dict(teach="coded"), partial(KnownMotion, outline=0.1), partial(open_films, made=CodedSet, size=256),
         Recipe(steps=2000, batch=4, lr=1.5e-3, ema=0.995, look=250)),
     "tiny": Preset(
         "a U-Net an eighth as wide, 48 px, judged by clg; a minute, to try things",

@@ -138,11 +138,11 @@ def select_pairs(
 # %% ../nbs/core/20a_studies.ipynb #a828ea87
 def train_model(
     *,
-    preset: str = "tiny",        # tiny (a minute), motion (half an hour), refined (an hour), flowmag-cpu (an evening), flowmag-gpu (ten minutes of one), or paper (large GPUs)
+    preset: str = "tiny",        # tiny (a minute), motion (half an hour), motion-coded (an hour), refined (an hour), flowmag-cpu (an evening), flowmag-gpu (ten minutes of one), or paper (large GPUs)
     data: str | None = None,     # folder of pairs by `flowmag pairs` or of photographs, or several as in pairs:3,photos; computed pictures without it
     cutouts: str | None = None,  # folder of cut-out objects to render from; computed ones without it
     out: str = "training",       # folder for checkpoint, best weights, history and sample pictures
-    weights: str | None = None,  # file to begin with; untrained without it
+    weights: str | None = None,  # file to begin with; without it untrained, or with what travels along
     steps: int | None = None,    # stop there; without it at the preset's last one
     minutes: float | None = None,# stop after so long
     resume: bool = False,        # go on with the training in the folder

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from standins import write
 
 import flowmag_nb.flow.guided as guided
@@ -61,3 +62,26 @@ def test_a_blank_pair_beside_a_copied_one_stays_at_rest(tmp_path):
     first, second = through_codec(tmp_path, *scene(0)[:2], 28)
     with torch.no_grad(): found = load_flow("guided")(torch.cat([first, 0 * first]), torch.cat([second, 0 * first]))
     assert found[0].isfinite().all() and found[0].norm(dim=0).mean() > .3 and found[1].abs().max() == 0
+
+
+def test_the_network_for_copies_learns_alone_and_sees_no_other_pair(tmp_path):
+    net, pair = load_flow("guided", teach="coded"), scene(0)
+    coded, start = through_codec(tmp_path, *pair[:2], 28), {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad(): before = net(*pair[:2]), net(*coded)
+    optimizer = torch.optim.Adam([p for p in net.train().parameters() if p.requires_grad], 1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(*coded) - pair[2]).norm(dim=1).mean().backward()
+        optimizer.step()
+    changed = {name.partition(".")[0] for name, value in net.eval().state_dict().items() if not value.equal(start[name])}
+    with torch.no_grad(): after = net(*pair[:2]), net(*coded)
+    assert changed == {"coded"}
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+def test_weights_without_a_network_for_copies_lend_it_the_first(tmp_path):
+    fresh = load_flow("guided", untrained=True)
+    torch.nn.init.normal_(fresh.guide.out.weight, std=.1)
+    save_file(fresh.state_dict(), tmp_path / "first.safetensors")
+    lent = load_flow("guided", weights=tmp_path / "first.safetensors")
+    assert all(value.equal(lent.coded.state_dict()[name]) for name, value in fresh.guide.state_dict().items())

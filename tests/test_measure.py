@@ -1,4 +1,6 @@
 """Measuring: pictures moved by known amounts, and what a table says of them."""
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from flowmag_nb.flow.clg import luma
 from flowmag_nb.measure import locate, measure_video, region
 from flowmag_nb.segment import box_mask
 from flowmag_nb.target import Target
+from flowmag_nb.video import VideoWriter
 
 SIZE = 96, 128
 
@@ -103,6 +106,15 @@ def test_band_scale_and_what_rests():
     assert list(found.table.columns[3:6]) == ["dx_mm", "dy_mm", "along_mm"]
     assert found.peaks().loc["above", ["frequency_hz", "amplitude_mm"]].tolist() == pytest.approx([4, .15], rel=.1)
     assert found.table.dy_mm.abs().max() < .01
+
+
+def test_a_band_of_a_clip_whose_frames_come_unevenly(tmp_path):
+    shown = np.r_[:40, 40:120:2]  # 30 frames a second, then 15
+    wave = .3 * np.sin(2 * np.pi * 1.5 * shown / 30)
+    with VideoWriter(tmp_path / "uneven.mkv") as writer:
+        for picture, i in zip(film(np.stack([wave, 0 * wave], 1)), shown): writer.write(picture, Fraction(int(i), 30))
+    found = measure_video(tmp_path / "uneven.mkv", band=(1, 2), progress=False).course("picture")
+    np.testing.assert_allclose(found.dx_px.to_numpy()[20:-10], wave[20:-10], atol=.06)
 
 
 def test_the_picture_as_a_whole_and_objects_that_are_too_small():

@@ -105,9 +105,9 @@ def makers(
 
 
 def _taken(builder):
-    "Names of the options of a builder, and of what it passes the rest on to"
+    "Names of the options of a builder, and of what it passes the rest on to, without those that it `brings`"
     named = lambda maker: {p.name for p in signature(maker).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return set().union(*map(named, makers(builder))) - {"self", "weights"}
+    return set().union(*map(named, makers(builder))) - {"self", "weights", *getattr(builder, "brings", ())}
 
 # %% ../../nbs/core/04_flow/base.ipynb #4c8bfda1
 class Registry:

@@ -11,7 +11,7 @@ from .lagrangian import Lagrangian
 # %% ../../nbs/core/06a_motion.ipynb #142c3632
 class MotionMagnifier(Lagrangian):
     "Guided motion, scaled, and the pixels moved there."
-    estimator = "guided"
+    estimator, brings = "guided", ("flow",)
 
     def __init__(
         self,
