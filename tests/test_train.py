@@ -1,8 +1,11 @@
 """Training that is repeated, killed, shared by two processes, fed nonsense or left without disk space."""
+import json
 import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ from torch import nn
 
 from flowmag_nb.batches import Source, fixed_batches
 from flowmag_nb.cli import main
+from flowmag_nb.films import CodedSet
 from flowmag_nb.flow import load_flow
 from flowmag_nb.magnifiers import Magnifier, alpha_planes, load_magnifier
 from flowmag_nb.pairs import find_clips, list_pairs
-from flowmag_nb.presets import open_data
+from flowmag_nb.presets import TRAININGS, open_data, open_films, train_preset
 from flowmag_nb.runs import Recipe
 from flowmag_nb.sets import DriftSet
 from flowmag_nb.store import pack_pairs
@@ -183,6 +187,15 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "stopped early at step 1" in capsys.readouterr().out
     assert main(["train", "--steps", "2", "--out", str(tmp_path)]) == 2
     assert "holds a training run already; resume it" in capsys.readouterr().err
+
+
+def test_the_second_network_of_motion_learns_by_its_preset(tmp_path):
+    preset = TRAININGS["motion-coded"]
+    small = preset._replace(data=partial(open_films, made=CodedSet, size=64, length=8), recipe=replace(preset.recipe, batch=2))
+    train_preset(small, tmp_path, steps=2, progress=False)
+    learned, start = load_file(tmp_path / "weights.safetensors"), load_magnifier("motion").state_dict()
+    assert {name.split(".")[1] for name, value in learned.items() if not value.equal(start[name])} == {"coded"}
+    assert json.loads((tmp_path / "weights.json").read_text())["begun"] == "what travels with the package"
 
 
 if __name__ == "__main__":
