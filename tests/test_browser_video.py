@@ -20,14 +20,16 @@ PLAY = """async name => {
         video.onloadeddata = yes;
         video.onerror = () => no(new Error(video.error.message || 'code ' + video.error.code)) });
     await loaded;
+    const shown = new Promise(yes => video.requestVideoFrameCallback(yes)), late = new Promise(yes => setTimeout(yes, 10000));
+    await video.play();
+    await Promise.race([shown, late]);  // loaded is not yet painted: a canvas may still get black
+    const start = performance.now();
     const canvas = document.createElement('canvas');
     canvas.width = video.videoWidth; canvas.height = video.videoHeight;
     const paint = canvas.getContext('2d');
     paint.drawImage(video, 0, 0);
     const pixel = (x, y) => [...paint.getImageData(x*canvas.width, y*canvas.height, 1, 1).data].slice(0, 3);
     const corners = [pixel(.1, .1), pixel(.9, .1), pixel(.1, .9), pixel(.9, .9)];
-    await video.play();
-    const start = performance.now();
     while (video.currentTime < .3 && performance.now() - start < 10000) await new Promise(r => setTimeout(r, 20));
     return { width: video.videoWidth, height: video.videoHeight, duration: video.duration, time: video.currentTime,
              sound: video.webkitAudioDecodedByteCount, corners };
