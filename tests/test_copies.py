@@ -85,3 +85,10 @@ def test_weights_without_a_network_for_copies_lend_it_the_first(tmp_path):
     save_file(fresh.state_dict(), tmp_path / "first.safetensors")
     lent = load_flow("guided", weights=tmp_path / "first.safetensors")
     assert all(value.equal(lent.coded.state_dict()[name]) for name, value in fresh.guide.state_dict().items())
+
+
+def test_half_a_network_for_copies_is_refused(tmp_path):
+    state = load_flow("guided").state_dict()
+    del state["coded.out.bias"]
+    save_file(state, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match="1 keys missing: coded.out.bias"): load_flow("guided", weights=tmp_path / "half.safetensors")

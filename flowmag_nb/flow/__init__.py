@@ -222,7 +222,7 @@ def load_state(
     rename: dict[str, str] | None = None,  # regular expression -> replacement, applied in order to every published key
     ignore: str | None = None,             # regular expression: published keys starting like this are left out
     sha256: str | None = None,             # as for `read_state`
-    spare: dict[str, str] | None = None,   # regular expression -> replacement: what a key of `net` may be filled from if the file lacks it
+    spare: dict[str, str] | None = None,   # beginning of keys -> another: what they are filled from if the file has none of them
 ) -> nn.Module: # the same network
     "Fill `net` from a checkpoint, strictly: all keys, all shapes, nothing left over."
     state, renamed = read_state(path, sha256), {}
@@ -231,9 +231,9 @@ def load_state(
         for pattern, replacement in (rename or {}).items(): key = re.sub(pattern, replacement, key)
         if key in renamed: raise ValueError(f"{path}: two keys of the file are called {key} after renaming")
         renamed[key] = value
-    for key in net.state_dict().keys() - renamed.keys():
-        others = [re.sub(pattern, replacement, key) for pattern, replacement in (spare or {}).items()]
-        renamed.update((key, renamed[other]) for other in others if other in renamed)
+    for part, other in (spare or {}).items():
+        if any(key.startswith(part) for key in renamed): continue
+        renamed |= {part + key.removeprefix(other): value for key, value in renamed.items() if key.startswith(other)}
     if differences := _differences(net.state_dict(), renamed):
         raise ValueError(f"{path} does not fit {type(net).__name__}: {'; '.join(differences)}. Is it a checkpoint of another network?")
     net.load_state_dict(renamed)

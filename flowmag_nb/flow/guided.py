@@ -261,7 +261,7 @@ class Guided(CLG):
         super().__init__(warps=warps, stream_skip=stream_skip, **options)
         self.guide, self.coded, self.teach = Guide(width, bounds), None if fresh else Guide(width, coded_bounds), teach
         if weights is None and not untrained: weights = embedded("motion")
-        if weights is not None: load_state(self, weights, rename={r"^flow\.": ""}, spare={r"^coded\.": "guide."})  # a whole Magnifier's file will do
+        if weights is not None: load_state(self, weights, rename={r"^flow\.": ""}, spare={"coded.": "guide."} if self.coded else None)  # a whole Magnifier's file will do
         if self.coded: (self.coded if teach == "guide" else self.guide).requires_grad_(False)
 
     def look(self,
@@ -276,9 +276,14 @@ class Guided(CLG):
         data, force = votes(seen, usual)
         tied = ties(flow, resize(first, flow.shape[-2:]), self.smoothness)
         shown = clues(first, seen, flow, data, force, (tied[0] + tied[1]) / max(self.smoothness, 1e-9))
-        factor, outline = self.guide(*shown)
-        if share is not None and self.coded: factor, outline = (torch.lerp(*said, share) for said in zip((factor, outline), self.coded(*shown)))
+        factor, outline = self._said(shown, share)
         return Look(seen, usual * factor, outline, data, force, tied)
+
+    def _said(self, shown, share):
+        "What the network says that knows such pairs; where a pair is a copy in part, something between both"
+        if share is None or self.coded is None: return self.guide(*shown)
+        coded = self.coded(*shown)
+        return coded if (share == 1).all() else [torch.lerp(*both, share) for both in zip(self.guide(*shown), coded)]
 
     def copies(self,
         first: Tensor,  # (b, 3, h, w) in [0, 1], or one for all
